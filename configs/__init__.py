@@ -1,0 +1,1 @@
+"""Validated settings, the files that hold them, and the shipped recipes."""

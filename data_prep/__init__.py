@@ -1,0 +1,1 @@
+"""Videos, image sequences and captures into clip datasets, bounded pairs and cached conditioning."""

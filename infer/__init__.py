@@ -1,0 +1,1 @@
+"""Generation, export and everything else done with a finished patch."""

@@ -1,0 +1,1 @@
+"""What the tests share: real classes at tiny sizes, never stand-ins."""

@@ -1,0 +1,1 @@
+"""Fits a LoRA patch onto the UNet of Stable Video Diffusion."""

@@ -1,0 +1,83 @@
+"""Where a base model comes from: the miniature, a local folder, or a hub id; and what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .miniature import MINIATURE, miniature_folder
+
+COMPONENTS = ("unet", "vae", "image_encoder", "feature_extractor", "scheduler")
+
+
+def model_location(model: str | Path) -> str:
+    """What diffusers' `from_pretrained` takes for `model`: `miniature`, a folder, or a hub id.
+
+    Raises:
+        ValueError: if `model` looks like a local path but no SVD model lies there.
+    """
+    if str(model) == MINIATURE:
+        return str(miniature_folder())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(
+                f"model={str(model)!r}: that folder holds no model_index.json; give a diffusers SVD folder."
+            )
+        return str(path)
+    if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+        raise ValueError(
+            f"model={str(model)!r}: no such folder; give an SVD folder, a hub id such as "
+            f"'stabilityai/stable-video-diffusion-img2vid-xt', or '{MINIATURE}'."
+        )
+    return str(model)
+
+
+def load_component(
+    model: str | Path,
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Any:
+    """Load one component of an SVD model (one of `COMPONENTS`), without the others; safetensors only.
+
+    Args:
+        model: see `model_location`.
+        name: component and sub-folder name.
+        dtype: precision of the weights; as stored if not given. Ignored for components without weights.
+        revision: branch, tag or commit of a hub model.
+        variant: `fp16` for hub repositories that keep half-precision files beside the full ones.
+    """
+    from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    location = model_location(model)
+    classes: dict[str, Any] = {
+        "unet": UNetSpatioTemporalConditionModel,
+        "vae": AutoencoderKLTemporalDecoder,
+        "image_encoder": CLIPVisionModelWithProjection,
+        "feature_extractor": CLIPImageProcessor,
+        "scheduler": EulerDiscreteScheduler,
+    }
+    kwargs: dict[str, Any] = {"subfolder": name, "revision": revision}
+    if name in ("unet", "vae", "image_encoder"):
+        kwargs |= {"torch_dtype": dtype or torch.float32, "use_safetensors": True, "variant": variant}
+    return classes[name].from_pretrained(location, **kwargs)
+
+
+def essential_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's config without what does not shape it (diffusers' private keys), as plain JSON values."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    return json.loads(json.dumps(kept, sort_keys=True))
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a component's essential config, as hexadecimal."""
+    return hashlib.sha256(json.dumps(essential_config(config), sort_keys=True).encode()).hexdigest()

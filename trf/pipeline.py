@@ -1,0 +1,418 @@
+"""`TimeReversalFusionPipeline`: bounded generation as a diffusers pipeline.
+
+Shapes: B pairs times videos per pair, F frames, latents `[B, F, C, h, w]`. The UNet sees the rows of both directions in
+one batch: `[2 (unconditional, conditional)] x [2 (forward, backward)] x B`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from . import adapters
+from .base import model_location
+from .conditioning import encode_clip, encode_condition, micro_conditioning, upcast
+from .edm import denoised, preconditioning
+from .fusion import frame_guidance, guide, linear_weights, reverse_time
+from .patch import PatchCard, load_patch
+from .samplers import sample_trf
+from .schedule import Iteration, count, trf_plan
+from .settings import SamplerSettings, resolve
+
+logger = logging.getLogger(__name__)
+
+Images = PIL.Image.Image | Sequence[PIL.Image.Image] | Tensor
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass
+class TimeReversalFusionOutput(BaseOutput):
+    """What a call returns."""
+
+    frames: Any
+    """By `output_type`: `pil` a list of lists of images; `np` `[B, F, H, W, 3]` in [0, 1]; `pt` `[B, F, 3, H, W]` in
+    [0, 1]; `latent` the latents `[B, F, C, h, w]`."""
+    settings: SamplerSettings
+    """The settings the call ran with."""
+    sources: dict[str, str]
+    """For each setting, where it came from: `caller`, `patch card`, `model` or `default`."""
+    unet_calls: int
+    """UNet forwards made (of whichever batch size)."""
+
+
+class TimeReversalFusionPipeline(DiffusionPipeline):
+    """Generates the video between two given frames with Stable Video Diffusion (TRF, arXiv 2403.14611).
+
+    Loads any SVD model: `TimeReversalFusionPipeline.from_pretrained(folder_or_hub_id_or_"miniature")`.
+
+    Args:
+        vae: `AutoencoderKLTemporalDecoder`.
+        image_encoder: `CLIPVisionModelWithProjection`.
+        unet: `UNetSpatioTemporalConditionModel`.
+        scheduler: `EulerDiscreteScheduler`; its noise levels are used, its state is left alone.
+        feature_extractor: `CLIPImageProcessor`; its normalisation is used.
+    """
+
+    model_cpu_offload_seq = "image_encoder->unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(self, vae: Any, image_encoder: Any, unet: Any, scheduler: Any, feature_extractor: Any) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae, image_encoder=image_encoder, unet=unet, scheduler=scheduler, feature_extractor=feature_extractor
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.video_processor = VideoProcessor(do_resize=True, vae_scale_factor=self.vae_scale_factor)
+        self.cards: dict[str, PatchCard] = {}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> TimeReversalFusionPipeline:
+        """Load the components of an SVD model: a hub id, a local folder, or `miniature`. Keywords as in diffusers.
+
+        Only safetensors files are read.
+        """
+        return super().from_pretrained(
+            model_location(pretrained_model_name_or_path), **{"use_safetensors": True, **kwargs}
+        )
+
+    # Patches ---------------------------------------------------------------------------------------------------------
+
+    def load_patch(self, path: str | Path, name: str | None = None, scale: float = 1.0) -> PatchCard:
+        """Load a patch folder and make it active beside those already active.
+
+        Args:
+            path: patch folder.
+            name: name to address it by; the folder's name by default.
+            scale: 1 is the patch as trained, 0 is the base model.
+
+        Raises:
+            FileNotFoundError: if the folder is no patch.
+            ValueError: if it does not fit the model, with what differs, or the name is taken.
+        """
+        name = (name or Path(path).resolve().name).replace(".", "_")
+        scales = adapters.active_scales(self.unet)
+        if adapters.is_fused(self.unet):
+            raise ValueError("patches are fused into the weights; call unfuse_patches() first.")
+        card = load_patch(self.unet, path, name)
+        self.cards[name] = card
+        adapters.set_scales(self.unet, {**scales, name: scale})
+        return card
+
+    def set_patches(self, scales: Mapping[str, float] | Sequence[str]) -> None:
+        """Make exactly these patches active, each at its scale (a plain list means scale 1).
+
+        Raises:
+            ValueError: for a patch that is not loaded.
+        """
+        adapters.set_scales(self.unet, scales if isinstance(scales, Mapping) else dict.fromkeys(scales, 1.0))
+
+    def unload_patches(self, names: Sequence[str] | None = None) -> None:
+        """Take patches out (all by default). The base model is then as it was, to the bit.
+
+        Raises:
+            ValueError: for a patch that is not loaded, or while patches are fused.
+        """
+        for name in list(self.cards) if names is None else names:
+            adapters.remove_adapters(self.unet, [name])
+            del self.cards[name]
+
+    def fuse_patches(self) -> None:
+        """Add the active patches to the model's weights, so that they cost nothing per step."""
+        adapters.fuse(self.unet)
+
+    def unfuse_patches(self) -> None:
+        """Undo `fuse_patches`, up to rounding."""
+        adapters.unfuse(self.unet)
+
+    @property
+    def recommended(self) -> dict[str, Any]:
+        """Sampler settings that the active patches recommend; of several patches, the one loaded last decides."""
+        recommended: dict[str, Any] = {}
+        for name in adapters.active_scales(self.unet):
+            card = self.cards.get(name)
+            if card:
+                recommended |= dict(height=card.height, width=card.width, num_frames=card.num_frames, fps=card.fps)
+                if card.motion:
+                    recommended["motion_bucket_id"] = card.motion.motion_bucket_median
+                recommended |= card.sampler
+        return recommended
+
+    @property
+    def native(self) -> dict[str, Any]:
+        """Size and number of frames the base model was made for."""
+        size = self.unet.config.sample_size
+        frames = {"num_frames": self.unet.config.num_frames}
+        # SVD's own config says 96 (768 x 768), but it was trained, and is used, at 576 x 1024: the default.
+        if size is None or size == 96:
+            return frames
+        height, width = (size, size) if isinstance(size, int) else size
+        return {**frames, "height": height * self.vae_scale_factor, "width": width * self.vae_scale_factor}
+
+    # Stages ----------------------------------------------------------------------------------------------------------
+
+    def check_bounds(self, start_image: Images, end_image: Images) -> int:
+        """Number of pairs in two bounds.
+
+        Raises:
+            ValueError: if a bound is missing, of another type, or their numbers differ.
+        """
+        sizes = []
+        for name, image in (("start_image", start_image), ("end_image", end_image)):
+            if isinstance(image, PIL.Image.Image):
+                sizes.append(1)
+            elif isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == 3:
+                sizes.append(image.shape[0])
+            elif isinstance(image, Sequence) and image and all(isinstance(one, PIL.Image.Image) for one in image):
+                sizes.append(len(image))
+            else:
+                raise ValueError(
+                    f"{name}: give a PIL image, a non-empty list of them, or a tensor [B, 3, H, W] in [0, 1]."
+                )
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"{sizes[0]} start images but {sizes[1]} end images: give pairs.")
+        return sizes[0]
+
+    def encode_bound(
+        self, image: Images, settings: SamplerSettings, aug_noise: Tensor, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """CLIP embedding `[B, 1, D]` and conditioning latents `[B, 1, C, h, w]` of a bound, in the UNet's dtype."""
+        pixels = _as_unit_range(image).to(device)
+        embedding = encode_clip(pixels, self.image_encoder, self.feature_extractor)
+        resized = self.video_processor.preprocess(image, height=settings.height, width=settings.width).to(device)
+        latents = encode_condition(resized + settings.noise_aug_strength * aug_noise, self.vae)
+        return embedding.to(self.unet.dtype), latents.unsqueeze(1).to(self.unet.dtype)
+
+    def decode_latents(self, latents: Tensor, decode_chunk_size: int) -> Tensor:
+        """Frames `[B, F, 3, H, W]` in [-1, 1], float32, decoded `decode_chunk_size` frames at a time."""
+        frames = []
+        with upcast(self.vae):
+            for video in latents / self.vae.config.scaling_factor:
+                for chunk in video.split(decode_chunk_size):
+                    decoded = self.vae.decode(chunk.to(self.vae.dtype), num_frames=chunk.shape[0]).sample
+                    frames.append(decoded.float())
+        return torch.cat(frames).unflatten(0, latents.shape[:2])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        start_image: Images,
+        end_image: Images,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        fps: float | None = None,
+        motion_bucket_id: float | None = None,
+        noise_aug_strength: float | None = None,
+        min_guidance_scale: float | None = None,
+        max_guidance_scale: float | None = None,
+        jump_length: int | None = None,
+        jump_n_sample: int | None = None,
+        repeat_step_ratio: float | None = None,
+        noise_scale_ratio: float | None = None,
+        sampler: str | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        aug_noise: Tensor | None = None,
+        renoise_noise: Tensor | None = None,
+        low_memory: bool = False,
+        decode_chunk_size: int | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+    ) -> TimeReversalFusionOutput | tuple[Any]:
+        """Generate the video from `start_image` to `end_image`.
+
+        A setting left at `None` comes from the active patch's card, else from the model (size, frames), else it is that
+        of TRF's release; see `SamplerSettings` for meanings, units and defaults. The output says which it was.
+
+        Args:
+            start_image: first frame: a PIL image, a list of B, or a tensor `[B, 3, H, W]` in [0, 1].
+            end_image: last frame, likewise. The same image twice makes a loop.
+            height: see `SamplerSettings`; so for all parameters up to `sampler`.
+            width: pixels.
+            num_frames: frames, both bounds included.
+            num_inference_steps: denoising steps.
+            fps: frames per second.
+            motion_bucket_id: amount of motion, 0 to 255.
+            noise_aug_strength: noise on the bounds.
+            min_guidance_scale: guidance at the condition's frame.
+            max_guidance_scale: guidance at the far frame.
+            jump_length: levels a re-noising run goes back.
+            jump_n_sample: times the levels after an anchor are denoised.
+            repeat_step_ratio: re-noise while this fraction of the steps remains.
+            noise_scale_ratio: factor on the re-noising noise.
+            sampler: `trf` or `trf-reference`.
+            num_videos_per_prompt: videos for each pair.
+            generator: source of every draw (start noise, augmentation, re-noising), or one per video; with one per
+                video the result of a pair does not depend on the others in its batch.
+            latents: unit-variance start noise `[B, F, C, h, w]`, in place of a draw.
+            aug_noise: unit noise for the bounds `[B or 1, 3, H, W]`, in place of a draw; both bounds get the same.
+            renoise_noise: unit noise of the re-noising iterations in their order, `[number, B, F, C, h, w]`, in place
+                of draws.
+            low_memory: four UNet calls an iteration, of B rows each, in place of one of 4 B.
+            decode_chunk_size: frames the VAE decodes at a time; all by default.
+            output_type: `pil`, `np`, `pt` or `latent`.
+            callback_on_step_end: called as `callback(pipe, iteration, timestep, {"latents": ...})` after every
+                iteration, re-noising ones included; may return replaced latents.
+            callback_on_step_end_tensor_inputs: only `latents` can be asked for.
+            return_dict: return a `TimeReversalFusionOutput`, else the tuple `(frames,)`.
+
+        Raises:
+            ValueError: for bounds, settings or noise that cannot work.
+        """
+        # 1. Settings and checks
+        told = dict(
+            height=height, width=width, num_frames=num_frames, num_inference_steps=num_inference_steps, fps=fps,
+            motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength,
+            min_guidance_scale=min_guidance_scale, max_guidance_scale=max_guidance_scale, jump_length=jump_length,
+            jump_n_sample=jump_n_sample, repeat_step_ratio=repeat_step_ratio, noise_scale_ratio=noise_scale_ratio,
+            sampler=sampler,
+        )  # fmt: skip
+        settings, sources = resolve(told, self.recommended, self.native)
+        from_card = [name for name, source in sources.items() if source == "patch card"]
+        if from_card:
+            values = asdict(settings)
+            logger.info("from the patch card: %s", ", ".join(f"{name}={values[name]}" for name in from_card))
+        num_pairs = self.check_bounds(start_image, end_image)
+        batch_size = num_pairs * num_videos_per_prompt
+        shape = self._latent_shape(settings, batch_size)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"{len(generator)} generators for {batch_size} videos: give one, or one per video.")
+        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs={callback_on_step_end_tensor_inputs}: only 'latents' exists."
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={output_type!r}: choose pil, np, pt or latent.")
+        device = self._execution_device
+        guidance = settings.max_guidance_scale > 1
+
+        # 2. Noise levels and plan; the scheduler is copied, for it keeps state
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(settings.num_inference_steps, device=device)
+        sigmas = scheduler.sigmas.to(device, torch.float32)
+        timesteps = scheduler.timesteps.to(device)
+        plan = trf_plan(
+            settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
+        )
+
+        # 3. Draws, in a fixed order: augmentation, start noise, then re-noising as it comes
+        aug_shape = (num_pairs, 3, settings.height, settings.width)
+        if aug_noise is None:
+            first = generator[::num_videos_per_prompt] if isinstance(generator, list) else generator
+            aug_noise = randn_tensor(aug_shape, generator=first, device=device, dtype=torch.float32)
+        elif aug_noise.shape[1:] != aug_shape[1:] or aug_noise.shape[0] not in (1, num_pairs):
+            raise ValueError(f"aug_noise is {tuple(aug_noise.shape)}, must be {aug_shape}.")
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents is {tuple(latents.shape)}, must be {tuple(shape)}.")
+        runs = count(plan, "renoise")
+        if renoise_noise is not None and renoise_noise.shape != (runs, *shape):
+            raise ValueError(f"renoise_noise is {tuple(renoise_noise.shape)}, must be {(runs, *shape)}.")
+        given = iter(renoise_noise) if renoise_noise is not None else None
+
+        def renoising_noise() -> Tensor:
+            if given is not None:
+                return next(given).to(device, torch.float32)
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+
+        # 4. Condition on both bounds
+        aug_noise = aug_noise.to(device, torch.float32)
+        bounds = [self.encode_bound(image, settings, aug_noise, device) for image in (start_image, end_image)]
+        embeddings = torch.cat([e.repeat_interleave(num_videos_per_prompt, 0) for e, _ in bounds])
+        conditions = torch.cat([c.repeat_interleave(num_videos_per_prompt, 0) for _, c in bounds])
+        conditions = conditions.expand(-1, settings.num_frames, -1, -1, -1)
+        if guidance:
+            embeddings = torch.cat([torch.zeros_like(embeddings), embeddings])
+            conditions = torch.cat([torch.zeros_like(conditions), conditions])
+        ids = micro_conditioning(
+            settings.fps, settings.motion_bucket_id, settings.noise_aug_strength, embeddings.shape[0]
+        ).to(device, self.unet.dtype)
+        scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, device)
+
+        # 5. The model as a denoiser of both directions
+        rows_per_call = batch_size if low_memory else embeddings.shape[0]
+        unet_calls = 0
+
+        def denoise(x: Tensor, level: int, scaled_as: int) -> tuple[Tensor, Tensor]:
+            nonlocal unet_calls
+            scaled = preconditioning(sigmas[scaled_as]).c_in * x
+            noisy = torch.cat([scaled, reverse_time(scaled)] * (2 if guidance else 1)).to(self.unet.dtype)
+            inputs = torch.cat([noisy, conditions], dim=2)
+            outputs = []
+            for rows in torch.arange(len(inputs)).split(rows_per_call):
+                part = slice(int(rows[0]), int(rows[-1]) + 1)
+                v = self.unet(
+                    inputs[part], timesteps[level], embeddings[part], added_time_ids=ids[part], return_dict=False
+                )[0]
+                outputs.append(v.float())
+                unet_calls += 1
+                progress.update()
+            v = torch.cat(outputs)
+            if guidance:
+                v = guide(*v.chunk(2), scale)
+            forward, backward = v.chunk(2)
+            return denoised(x, forward, sigmas[level]), denoised(reverse_time(x), backward, sigmas[level])
+
+        def observe(number: int, iteration: Iteration, x: Tensor) -> Tensor:
+            if callback_on_step_end is None:
+                return x
+            returned = callback_on_step_end(self, number, timesteps[iteration.start % len(timesteps)], {"latents": x})
+            return (returned or {}).get("latents", x)
+
+        # 6. Sample
+        calls_a_step = -(-embeddings.shape[0] // rows_per_call)
+        with self.progress_bar(total=count(plan, "denoise") * calls_a_step) as progress:
+            x = latents.to(device, torch.float32) * scheduler.init_noise_sigma
+            x = sample_trf(
+                denoise, x, sigmas, plan, linear_weights(settings.num_frames, device), renoising_noise,
+                noise_scale=settings.noise_scale_ratio, stale_scaling=settings.sampler == "trf-reference",
+                observe=observe,
+            )  # fmt: skip
+
+        # 7. Decode
+        frames: Any = x
+        if output_type != "latent":
+            decoded = self.decode_latents(x, decode_chunk_size or settings.num_frames)
+            frames = self.video_processor.postprocess_video(decoded.transpose(1, 2), output_type=output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (frames,)
+        return TimeReversalFusionOutput(frames=frames, settings=settings, sources=sources, unet_calls=unet_calls)
+
+    def _latent_shape(self, settings: SamplerSettings, batch_size: int) -> torch.Size:
+        factor = self.vae_scale_factor
+        if settings.height % factor or settings.width % factor:
+            raise ValueError(f"height={settings.height}, width={settings.width}: both must be multiples of {factor}.")
+        channels = self.unet.config.out_channels
+        return torch.Size(
+            (batch_size, settings.num_frames, channels, settings.height // factor, settings.width // factor)
+        )
+
+
+def _as_unit_range(image: Images) -> Tensor:
+    """Images as `[B, 3, H, W]` float32 in [0, 1]; images of a list must share one size."""
+    if isinstance(image, Tensor):
+        return image.float()
+    images = [image] if isinstance(image, PIL.Image.Image) else list(image)
+    arrays = [np.asarray(one.convert("RGB"), dtype=np.float32) / 255 for one in images]
+    if len({array.shape for array in arrays}) > 1:
+        raise ValueError("images of one list must share one size; crop them first.")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
