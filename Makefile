@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)
 	$(PY) -m trfpp quickstart
 
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -6,6 +6,7 @@ diffusers gives SVD's UNet no adapter support of its own, so this stands on PEFT
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def target_pattern(targets: str) -> str:
 
 
 def inject(
-    unet: nn.Module,
+    unet: Any,
     *,
     targets: str,
     rank: int,
@@ -89,7 +90,7 @@ def inject(
         use_rslora=rslora,
         lora_dropout=dropout,
         target_modules=pattern,
-        bias="none",  # type: ignore[arg-type]
+        bias="none",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,7 +99,7 @@ def inject(
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-def adapter_state(unet: nn.Module, name: str = "default") -> dict[str, Tensor]:
+def adapter_state(unet: Any, name: str = "default") -> dict[str, Tensor]:
     """The adapter's weights under PEFT's names (`base_model.model.<module>.lora_A.weight`), contiguous, on the CPU."""
     from peft.functional import get_peft_model_state_dict
 
@@ -106,7 +107,7 @@ def adapter_state(unet: nn.Module, name: str = "default") -> dict[str, Tensor]:
     return {f"{STATE_PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()}
 
 
-def add_adapter(unet: nn.Module, config: Any, state: Mapping[str, Tensor], name: str) -> list[str]:
+def add_adapter(unet: Any, config: Any, state: Mapping[str, Tensor], name: str) -> list[str]:
     """Put a trained adapter in, frozen, float32, and active at scale 1 beside those active already.
 
     Args:
@@ -121,17 +122,23 @@ def add_adapter(unet: nn.Module, config: Any, state: Mapping[str, Tensor], name:
     from peft.functional import cast_adapter_dtype, inject_adapter_in_model, set_peft_model_state_dict
 
     scales = active_scales(unet)
-    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: their draw must not move the stream
+    # PEFT freezes the base. That alone lets PyTorch choose other kernels, so a frozen base rounds differently: undo it.
+    grads = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # The stream is kept since the initial weights are overwritten; a second adapter is what is wanted, not a slip.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, unet, name)
     cast_adapter_dtype(unet, name)
     own = {key.removeprefix(STATE_PREFIX): value for key, value in state.items()}
     result = set_peft_model_state_dict(unet, own, adapter_name=name)
     expected = adapter_state(unet, name)
     set_scales(unet, {**scales, name: 1.0})
+    for parameter, flag in grads:
+        parameter.requires_grad_(flag)
     return sorted({*(expected.keys() ^ state.keys()), *result.unexpected_keys})
 
 
-def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
+def _layers(unet: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in unet.named_modules():
@@ -139,12 +146,12 @@ def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def adapter_names(unet: nn.Module) -> list[str]:
+def adapter_names(unet: Any) -> list[str]:
     """Names of the adapters in the UNet, in the order they were put in."""
     return list(getattr(unet, "peft_config", {}))
 
 
-def active_scales(unet: nn.Module) -> dict[str, float]:
+def active_scales(unet: Any) -> dict[str, float]:
     """The active adapters and their scales."""
     scales: dict[str, float] = {}
     for _, layer in _layers(unet):
@@ -160,7 +167,7 @@ def _unit_scaling(layer: Any, name: str) -> float:
     return float(unit)
 
 
-def set_scales(unet: nn.Module, scales: Mapping[str, float]) -> None:
+def set_scales(unet: Any, scales: Mapping[str, float]) -> None:
     """Make exactly these adapters active, each at its scale (1 = as trained), frozen.
 
     Raises:
@@ -179,12 +186,12 @@ def set_scales(unet: nn.Module, scales: Mapping[str, float]) -> None:
             layer.set_scale(name, scale)
 
 
-def is_fused(unet: nn.Module) -> bool:
+def is_fused(unet: Any) -> bool:
     """Whether adapters are fused into the base weights."""
     return any(layer.merged for _, layer in _layers(unet))
 
 
-def fuse(unet: nn.Module) -> None:
+def fuse(unet: Any) -> None:
     """Add the active adapters, at their scales, to the base weights: no cost per step any more.
 
     Raises:
@@ -196,13 +203,13 @@ def fuse(unet: nn.Module) -> None:
         layer.merge(safe_merge=True)
 
 
-def unfuse(unet: nn.Module) -> None:
+def unfuse(unet: Any) -> None:
     """Undo `fuse`, up to rounding."""
     for _, layer in _layers(unet):
         layer.unmerge()
 
 
-def remove_adapters(unet: nn.Module, names: Iterable[str] | None = None) -> None:
+def remove_adapters(unet: Any, names: Iterable[str] | None = None) -> None:
     """Take adapters out (all of them by default); with the last one gone the UNet's modules are the stock ones again.
 
     Raises:
@@ -223,7 +230,7 @@ def remove_adapters(unet: nn.Module, names: Iterable[str] | None = None) -> None
             parent, _, child = path.rpartition(".")
             setattr(unet.get_submodule(parent), child, layer.get_base_layer())
     for name in going:
-        del unet.peft_config[name]  # type: ignore[union-attr]
+        del unet.peft_config[name]
     if not adapter_names(unet):
         if hasattr(unet, "peft_config"):
             del unet.peft_config

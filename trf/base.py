@@ -51,7 +51,7 @@ def load_component(
     Args:
         model: see `model_location`.
         name: component and sub-folder name.
-        dtype: precision of the weights; as stored if not given. Ignored for components without weights.
+        dtype: precision of the weights, float32 if not given. Ignored for components without weights.
         revision: branch, tag or commit of a hub model.
         variant: `fp16` for hub repositories that keep half-precision files beside the full ones.
     """
@@ -68,8 +68,36 @@ def load_component(
     }
     kwargs: dict[str, Any] = {"subfolder": name, "revision": revision}
     if name in ("unet", "vae", "image_encoder"):
-        kwargs |= {"torch_dtype": dtype or torch.float32, "use_safetensors": True, "variant": variant}
-    return classes[name].from_pretrained(location, **kwargs)
+        kwargs |= {"dtype": dtype or torch.float32, "use_safetensors": True, "variant": variant}
+    component = classes[name].from_pretrained(location, **kwargs)
+    if isinstance(component, torch.nn.Module):
+        # Tensors read from safetensors lie at any multiple of 8 bytes, and CPU kernels round differently by alignment:
+        # in memory of their own, the same weights give the same bits in every process.
+        for parameter in component.parameters():
+            parameter.data = parameter.data.clone()
+    return component
+
+
+def load_config(model: str | Path, name: str, *, revision: str | None = None) -> dict[str, Any]:
+    """The config of one component, without its weights."""
+    from diffusers import UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionConfig
+
+    location = model_location(model)
+    if name == "image_encoder":
+        return CLIPVisionConfig.from_pretrained(location, subfolder=name, revision=revision).to_dict()
+    # The loader of any diffusers class reads any component's config.json.
+    return dict(UNetSpatioTemporalConditionModel.load_config(location, subfolder=name, revision=revision))
+
+
+def empty_unet(model: str | Path, *, revision: str | None = None) -> Any:
+    """A model's UNet without its weights: its memory is reserved but never touched, and only its config is read."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    config = load_config(model, "unet", revision=revision)
+    with torch.device("meta"):
+        unet = UNetSpatioTemporalConditionModel.from_config(config)
+    return unet.to_empty(device="cpu").eval()
 
 
 def essential_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class PatchCard(BaseModel):
     licence: str = Field(LICENCE_NOTE, description="What governs the use of the base model.")
 
 
-def save_patch(folder: Path, unet: nn.Module, card: PatchCard, name: str = "default") -> None:
+def save_patch(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
     """Write the adapter `name` and its card as a patch folder; one already there is replaced at the end."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -79,11 +79,11 @@ def save_patch(folder: Path, unet: nn.Module, card: PatchCard, name: str = "defa
     os.rename(beside, folder)
 
 
-def write_patch_files(folder: Path, unet: nn.Module, card: PatchCard, name: str = "default") -> None:
+def write_patch_files(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
     """Write a patch's three files into an existing folder."""
     from safetensors.torch import save_file
 
-    config = unet.peft_config[name]  # type: ignore[index]
+    config = unet.peft_config[name]
     config.save_pretrained(str(folder))
     save_file(adapter_state(unet, name), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -132,7 +132,7 @@ def check_fit(card: PatchCard, unet_config: Mapping[str, Any], folder: str | Pat
     )
 
 
-def load_patch(unet: nn.Module, folder: str | Path, name: str = "default") -> PatchCard:
+def load_patch(unet: Any, folder: str | Path, name: str = "default") -> PatchCard:
     """Load a patch into the UNet, in place, as adapter `name`, frozen and active beside those active already.
 
     Raises:
@@ -144,7 +144,9 @@ def load_patch(unet: nn.Module, folder: str | Path, name: str = "default") -> Pa
 
     folder = Path(folder)
     card = read_card(folder)
-    check_fit(card, unet.config, folder)  # type: ignore[arg-type]
+    check_fit(card, unet.config, folder)
+    if hasattr(nn.ModuleDict, name):
+        raise ValueError(f"a patch cannot be named {name!r}, PyTorch uses that name itself; choose another.")
     if name in adapter_names(unet):
         raise ValueError(f"a patch named {name!r} is loaded already; unload it or choose another name.")
     state = load_file(folder / WEIGHTS_FILE)
@@ -156,8 +158,8 @@ def load_patch(unet: nn.Module, folder: str | Path, name: str = "default") -> Pa
     return card
 
 
-def _check_state(state: Mapping[str, Tensor], unet: nn.Module, folder: Path) -> None:
-    modules = dict(unet.named_modules())
+def _check_state(state: Mapping[str, Tensor], unet: Any, folder: Path) -> None:
+    modules: dict[str, Any] = dict(unet.named_modules())
     matched = 0
     for key, value in state.items():
         module_name = key.removeprefix(STATE_PREFIX).rsplit(".lora_", 1)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from . import adapters
 from .base import model_location
 from .conditioning import encode_clip, encode_condition, micro_conditioning, upcast
 from .edm import denoised, preconditioning
 from .fusion import frame_guidance, guide, linear_weights, reverse_time
-from .patch import PatchCard, load_patch
+from .patch_mixin import PatchesMixin
 from .samplers import sample_trf
 from .schedule import Iteration, count, trf_plan
 from .settings import SamplerSettings, resolve
@@ -53,7 +52,7 @@ class TimeReversalFusionOutput(BaseOutput):
     """UNet forwards made (of whichever batch size)."""
 
 
-class TimeReversalFusionPipeline(DiffusionPipeline):
+class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
     """Generates the video between two given frames with Stable Video Diffusion (TRF, arXiv 2403.14611).
 
     Loads any SVD model: `TimeReversalFusionPipeline.from_pretrained(folder_or_hub_id_or_"miniature")`.
@@ -76,7 +75,7 @@ class TimeReversalFusionPipeline(DiffusionPipeline):
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.video_processor = VideoProcessor(do_resize=True, vae_scale_factor=self.vae_scale_factor)
-        self.cards: dict[str, PatchCard] = {}
+        self.cards = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> TimeReversalFusionPipeline:
@@ -88,68 +87,6 @@ class TimeReversalFusionPipeline(DiffusionPipeline):
             model_location(pretrained_model_name_or_path), **{"use_safetensors": True, **kwargs}
         )
 
-    # Patches ---------------------------------------------------------------------------------------------------------
-
-    def load_patch(self, path: str | Path, name: str | None = None, scale: float = 1.0) -> PatchCard:
-        """Load a patch folder and make it active beside those already active.
-
-        Args:
-            path: patch folder.
-            name: name to address it by; the folder's name by default.
-            scale: 1 is the patch as trained, 0 is the base model.
-
-        Raises:
-            FileNotFoundError: if the folder is no patch.
-            ValueError: if it does not fit the model, with what differs, or the name is taken.
-        """
-        name = (name or Path(path).resolve().name).replace(".", "_")
-        scales = adapters.active_scales(self.unet)
-        if adapters.is_fused(self.unet):
-            raise ValueError("patches are fused into the weights; call unfuse_patches() first.")
-        card = load_patch(self.unet, path, name)
-        self.cards[name] = card
-        adapters.set_scales(self.unet, {**scales, name: scale})
-        return card
-
-    def set_patches(self, scales: Mapping[str, float] | Sequence[str]) -> None:
-        """Make exactly these patches active, each at its scale (a plain list means scale 1).
-
-        Raises:
-            ValueError: for a patch that is not loaded.
-        """
-        adapters.set_scales(self.unet, scales if isinstance(scales, Mapping) else dict.fromkeys(scales, 1.0))
-
-    def unload_patches(self, names: Sequence[str] | None = None) -> None:
-        """Take patches out (all by default). The base model is then as it was, to the bit.
-
-        Raises:
-            ValueError: for a patch that is not loaded, or while patches are fused.
-        """
-        for name in list(self.cards) if names is None else names:
-            adapters.remove_adapters(self.unet, [name])
-            del self.cards[name]
-
-    def fuse_patches(self) -> None:
-        """Add the active patches to the model's weights, so that they cost nothing per step."""
-        adapters.fuse(self.unet)
-
-    def unfuse_patches(self) -> None:
-        """Undo `fuse_patches`, up to rounding."""
-        adapters.unfuse(self.unet)
-
-    @property
-    def recommended(self) -> dict[str, Any]:
-        """Sampler settings that the active patches recommend; of several patches, the one loaded last decides."""
-        recommended: dict[str, Any] = {}
-        for name in adapters.active_scales(self.unet):
-            card = self.cards.get(name)
-            if card:
-                recommended |= dict(height=card.height, width=card.width, num_frames=card.num_frames, fps=card.fps)
-                if card.motion:
-                    recommended["motion_bucket_id"] = card.motion.motion_bucket_median
-                recommended |= card.sampler
-        return recommended
-
     @property
     def native(self) -> dict[str, Any]:
         """Size and number of frames the base model was made for."""
@@ -160,8 +97,6 @@ class TimeReversalFusionPipeline(DiffusionPipeline):
             return frames
         height, width = (size, size) if isinstance(size, int) else size
         return {**frames, "height": height * self.vae_scale_factor, "width": width * self.vae_scale_factor}
-
-    # Stages ----------------------------------------------------------------------------------------------------------
 
     def check_bounds(self, start_image: Images, end_image: Images) -> int:
         """Number of pairs in two bounds.
@@ -235,7 +170,7 @@ class TimeReversalFusionPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
-    ) -> TimeReversalFusionOutput | tuple[Any]:
+    ) -> Any:
         """Generate the video from `start_image` to `end_image`.
 
         A setting left at `None` comes from the active patch's card, else from the model (size, frames), else it is that
@@ -291,7 +226,7 @@ class TimeReversalFusionPipeline(DiffusionPipeline):
             logger.info("from the patch card: %s", ", ".join(f"{name}={values[name]}" for name in from_card))
         num_pairs = self.check_bounds(start_image, end_image)
         batch_size = num_pairs * num_videos_per_prompt
-        shape = self._latent_shape(settings, batch_size)
+        shape = self.latent_shape(settings, batch_size)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators for {batch_size} videos: give one, or one per video.")
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
@@ -367,7 +302,8 @@ class TimeReversalFusionPipeline(DiffusionPipeline):
                 progress.update()
             v = torch.cat(outputs)
             if guidance:
-                v = guide(*v.chunk(2), scale)
+                unconditional, conditional = v.chunk(2)
+                v = guide(unconditional, conditional, scale)
             forward, backward = v.chunk(2)
             return denoised(x, forward, sigmas[level]), denoised(reverse_time(x), backward, sigmas[level])
 
@@ -397,7 +333,12 @@ class TimeReversalFusionPipeline(DiffusionPipeline):
             return (frames,)
         return TimeReversalFusionOutput(frames=frames, settings=settings, sources=sources, unet_calls=unet_calls)
 
-    def _latent_shape(self, settings: SamplerSettings, batch_size: int) -> torch.Size:
+    def latent_shape(self, settings: SamplerSettings, batch_size: int) -> torch.Size:
+        """Shape of the latents, `[B, F, C, h, w]`.
+
+        Raises:
+            ValueError: if height or width is no multiple of the VAE's scale factor.
+        """
         factor = self.vae_scale_factor
         if settings.height % factor or settings.width % factor:
             raise ValueError(f"height={settings.height}, width={settings.width}: both must be multiples of {factor}.")

@@ -77,8 +77,8 @@ def resolve(
         raise ValueError(f"unknown sampler setting {unknown[0]!r}: valid ones are {', '.join(SETTING_NAMES)}.")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source, settings in (("model", native), ("patch card", recommended), ("caller", told)):
-        said = {name: value for name, value in settings.items() if value is not None}
+    for source, given in (("model", native), ("patch card", recommended), ("caller", told)):
+        said = {name: value for name, value in given.items() if value is not None}
         values |= said
         sources |= dict.fromkeys(said, source)
     settings = SamplerSettings(**values)

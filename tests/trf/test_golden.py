@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = TimeReversalFusionPipeline.from_pretrained(GOLDEN / "model", torch_dtype=torch.float32)
+    pipe = TimeReversalFusionPipeline.from_pretrained(GOLDEN / "model", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,0 +1,87 @@
+"""What every command does with its settings; the work itself is in the folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .configs import schema
+from .configs.entry import run as run_work
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    if command == "train":
+        from .train.__main__ import main
+
+        return main(argv)
+    settings, work = _COMMANDS[command]
+    return run_work(command, settings, work, argv)
+
+
+def keep_settings(settings: schema.Settings, folder: Path, command: str) -> None:
+    """Write the resolved settings beside an output, loadable as a CONFIG again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{command}.yaml").write_text(f"# trfpp {command}\n{settings.as_yaml()}", encoding="utf-8")
+
+
+def _prep(config: schema.PrepConfig) -> None:
+    from .data_prep.dataset import prepare
+    from .data_prep.plan import plan
+
+    if config.dry_run:
+        print(plan(**config.model_dump(exclude={"dry_run", "output", "overwrite"})))
+        return
+    report = prepare(**config.model_dump(exclude={"dry_run"}))
+    keep_settings(config, config.output, "prep")
+    print(report.summary())
+
+
+def _cache(config: schema.CacheConfig) -> None:
+    from .data_prep.latents import CacheKey, build_cache, finish_cache
+    from .trf.device import best_device
+
+    names = ("model", "revision", "augmentations", "noise_aug_mean", "noise_aug_std", "precision", "seed")
+    key = CacheKey(**{name: getattr(config, name) for name in names})
+    folder = build_cache(
+        config.data,
+        key,
+        variant=config.variant,
+        device=best_device(config.device),
+        chunk=config.chunk,
+        overwrite=config.overwrite,
+    )
+    finish_cache(config.data, key)
+    print(f"cached in {folder}")
+
+
+def _infer(config: schema.InferConfig) -> None:
+    from .infer.generate import generate, plan
+
+    if config.dry_run:
+        print(plan(config))
+        return
+    keep_settings(config, config.output, "infer")
+    generate(config)
+
+
+def _export(config: schema.ExportConfig) -> None:
+    from .infer.export import export
+
+    print(f"exported and checked: {export(config)}")
+
+
+def _quickstart(config: schema.QuickstartConfig) -> None:
+    from .quickstart import quickstart
+
+    quickstart(config)
+
+
+_COMMANDS: dict[str, tuple[type[schema.Settings], Callable[[Any], None]]] = {
+    "quickstart": (schema.QuickstartConfig, _quickstart),
+    "prep": (schema.PrepConfig, _prep),
+    "cache": (schema.CacheConfig, _cache),
+    "infer": (schema.InferConfig, _infer),
+    "export": (schema.ExportConfig, _export),
+}

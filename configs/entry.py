@@ -1,0 +1,36 @@
+"""From words to work: parse a command's settings, do the work, and say a mistake of the user's in a sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Before pydantic is imported: its errors are for people here, who have no use for links to its manual.
+os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from .load import command_line
+from .schema import Settings
+
+
+def run(command: str, settings: type[Settings], work: Callable[[Any], int | None], argv: Sequence[str]) -> int:
+    """Run one command; returns the exit status: 0, 2 for a mistake of the user's, 130 after Ctrl-C, or `work`'s own.
+
+    With TRFPP_DEBUG=1 in the environment a mistake comes with its traceback.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "transformers"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
+    try:
+        return work(command_line(settings, command, argv)) or 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("TRFPP_DEBUG"):
+            raise
+        print(f"trfpp {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"trfpp {command}: interrupted; what was finished is kept.", file=sys.stderr)
+        return 130

@@ -1,0 +1,324 @@
+"""The settings of every command, as strict pydantic models: field, type, default, meaning and unit in one place.
+
+Only names and values live here. What a setting does is decided in the folder that uses it, so nothing heavy is imported
+and `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys and wrong types are errors, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    def as_yaml(self) -> str:
+        """All settings as YAML, loadable again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class OnModel(Settings):
+    """Commands that work on an SVD model."""
+
+    model: str = "miniature"
+    """`miniature`, a local diffusers folder, or a hub id such as stabilityai/stable-video-diffusion-img2vid-xt."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    variant: str | None = None
+    """File variant of a hub model, such as fp16."""
+
+
+class PrepConfig(Settings):
+    """Cut videos and image sequences into a dataset of clips."""
+
+    source: Path
+    """Folder of videos, searched through; a folder of images only counts as one sequence."""
+    output: Path
+    """Folder of the dataset."""
+    fps: Annotated[float, Field(gt=0)] = 7.0
+    """Frames per second of the clips; frames are chosen by their timestamps."""
+    num_frames: Annotated[int, Field(ge=2)] = 25
+    """Frames of a clip."""
+    height: Positive = 576
+    """Pixels."""
+    width: Positive = 1024
+    """Pixels."""
+    fit: Literal["crop", "pad"] = "crop"
+    """Centre crop to the aspect ratio, or pad with black."""
+    stride_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds from one clip's start to the next; by default clips do not overlap."""
+    cut_threshold: Annotated[float, Field(gt=0)] = 27.0
+    """Change of content (0 to 255) that counts as a cut; clips never straddle one."""
+    min_motion: Annotated[float, Field(ge=0)] | None = None
+    """Drop clips with a lower motion score (percent of the diagonal per second)."""
+    max_motion: Annotated[float, Field(ge=0)] | None = None
+    """Drop clips with a higher motion score (percent of the diagonal per second)."""
+    max_clips_per_video: Positive | None = None
+    """Keep at most so many clips of one video, spread evenly."""
+    holdout: Fraction = 0.1
+    """Fraction of each video's clips kept for validation, from its end."""
+    sequence_fps: Annotated[float, Field(gt=0)] = 24.0
+    """Frames per second of image sequences, which carry no times."""
+    image_format: Literal["png", "jpeg"] = "png"
+    """How frames are stored: png is exact, jpeg (quality 95) about five times smaller."""
+    overwrite: bool = False
+    """Replace a dataset that is there."""
+    dry_run: bool = False
+    """Print what would be cut, write nothing."""
+
+
+class CacheConfig(OnModel):
+    """Precompute the VAE latents and CLIP embeddings of a dataset, so that training loads neither model."""
+
+    data: Path
+    """Dataset folder, as written by prep."""
+    augmentations: Positive = 4
+    """Differently noised encodings of each bound; training draws one of them."""
+    noise_aug_mean: float = -3.0
+    """Mean of ln sigma of the noise on the conditioning image (SVD: -3)."""
+    noise_aug_std: Annotated[float, Field(ge=0)] = 0.5
+    """Standard deviation of that ln sigma (SVD: 0.5)."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision the encoders run in; no is float32. A VAE that asks for float32 gets it."""
+    chunk: Positive = 8
+    """Frames the VAE encodes at a time."""
+    seed: int = 0
+    """Of the augmentation noise."""
+    device: str | None = None
+    """Such as cuda, cuda:1, mps, cpu; the best there is by default."""
+    overwrite: bool = False
+    """Encode again what is there."""
+
+
+class LoraSettings(Settings):
+    """The adapter."""
+
+    targets: str = "temporal"
+    """temporal, spatial, all, motion (temporal to_v and to_out only), or a regular expression over module names."""
+    rank: Positive = 16
+    """Rank of the update."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Scale of the update is alpha / rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+
+
+class ObjectiveSettings(Settings):
+    """SVD's objective; change it only for experiments."""
+
+    sigma_mean: float = 0.7
+    """Mean of ln sigma of the noise on the video."""
+    sigma_std: Annotated[float, Field(gt=0)] = 1.6
+    """Standard deviation of that ln sigma."""
+    conditioning_dropout: Fraction = 0.1
+    """Fraction of samples that see neither image nor embedding, so that guidance keeps working."""
+
+
+class OptimSettings(Settings):
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps its state in 8 bits (bitsandbytes)."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Decoupled weight decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or falling to zero at the last step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Optimizer steps of linear warm-up."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient's norm to this."""
+
+
+class CheckpointSettings(Settings):
+    """What is saved during training."""
+
+    every: Positive = 500
+    """Optimizer steps between checkpoints."""
+    keep: Positive = 3
+    """Newest checkpoints kept; an older one goes only once a newer is complete."""
+
+
+class ValidationSettings(Settings):
+    """Bounded generation with the patch during training."""
+
+    every: Annotated[int, Field(ge=0)] = 500
+    """Optimizer steps between validations; 0 switches them off."""
+    pairs: Positive = 2
+    """Held-out clips whose first and last frame are joined."""
+    num_inference_steps: Positive = 25
+    """Denoising steps."""
+    seed: int = 42
+    """The same noise every time, so that pictures compare."""
+
+
+class TrainConfig(OnModel):
+    """Fit a LoRA patch onto SVD's UNet."""
+
+    data: Path
+    """Dataset folder, as written by prep."""
+    output: Path
+    """Folder of the run: patch, checkpoints, log, resolved settings. Run the same command again to resume."""
+    domain: str = ""
+    """What the clips show, in words, for the patch card."""
+    lora: LoraSettings = LoraSettings()
+    """The adapter."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """SVD's objective."""
+    optim: OptimSettings = OptimSettings()
+    """The optimizer and its schedule."""
+    steps: Positive = 2000
+    """Optimizer steps."""
+    batch_size: Positive = 1
+    """Clips a process sees at a time."""
+    gradient_accumulation: Positive = 1
+    """Batches a process sums up before a step."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the frozen UNet and of the arithmetic; no is float32. The adapter is always float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: int = 0
+    """Of the initial weights, the order of clips and every draw."""
+    num_processes: Positive | None = None
+    """Stop unless training runs on exactly so many processes."""
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that read the cache ahead of training; 0 reads in the loop."""
+    cache: Path | None = None
+    """Folder of the conditioning; by default the dataset's cache for this model, made first if there is none."""
+    log_every: Positive = 10
+    """Optimizer steps between log entries."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """What is saved during training."""
+    validation: ValidationSettings = ValidationSettings()
+    """Bounded generation with the patch during training."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""
+
+
+class SamplerOverrides(Settings):
+    """The sampler. What is not set comes from the patch card, else from the model, else from TRF's release."""
+
+    height: Positive | None = None
+    """Pixels."""
+    width: Positive | None = None
+    """Pixels."""
+    num_frames: Annotated[int, Field(ge=2)] | None = None
+    """Frames of the video, both bounds included."""
+    num_inference_steps: Positive | None = None
+    """Denoising steps."""
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """Frames per second, told to the model and used for the file."""
+    motion_bucket_id: Annotated[float, Field(ge=0, le=255)] | None = None
+    """Amount of motion asked of the model, 0 to 255."""
+    noise_aug_strength: Annotated[float, Field(ge=0)] | None = None
+    """Noise on the bounds, in units of [-1, 1] pixels."""
+    min_guidance_scale: float | None = None
+    """Guidance at the frame of the condition."""
+    max_guidance_scale: float | None = None
+    """Guidance at the far frame; 1 or less switches guidance off."""
+    jump_length: Positive | None = None
+    """Noise levels a re-noising run goes back."""
+    jump_n_sample: Positive | None = None
+    """Times the levels after an anchor are denoised; 1 switches re-noising off."""
+    repeat_step_ratio: Fraction | None = None
+    """Re-noise while at least this fraction of the steps remains."""
+    noise_scale_ratio: Annotated[float, Field(ge=0)] | None = None
+    """Factor on the re-noising noise."""
+    sampler: Literal["trf", "trf-reference"] | None = None
+    """trf, or trf-reference: the release's exact behaviour."""
+
+
+class InferConfig(OnModel):
+    """Generate the video between two frames, a loop, or every pair of a manifest."""
+
+    output: Path
+    """Folder the results go to: one folder a pair, with video, frames and a JSON file to repeat it by."""
+    start: Path | None = None
+    """First frame (image file)."""
+    end: Path | None = None
+    """Last frame (image file)."""
+    loop: Path | None = None
+    """One frame that is first and last: a seamless loop."""
+    manifest: Path | None = None
+    """CSV or JSONL file of pairs: start and end (or loop), optionally id, fps, motion_bucket_id, seed."""
+    patches: list[Path] = Field(default_factory=list)
+    """Patch folders to load, all active at once."""
+    scales: list[float] = Field(default_factory=list)
+    """Strength of each patch, in their order; 1 by default."""
+    sampler: SamplerOverrides = SamplerOverrides()
+    """The sampler."""
+    fit: Literal["crop", "pad"] = "crop"
+    """Centre crop the bounds to the video's aspect ratio, or pad with black."""
+    seed: int = 42
+    """Of every draw; each pair starts from it anew, so results do not depend on their order."""
+    precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the model; float32 on a CPU and fp16 elsewhere by default."""
+    device: str | None = None
+    """Such as cuda, cuda:1, mps, cpu; the best there is by default."""
+    offload: bool = False
+    """Keep on the GPU only the component in use."""
+    low_memory: bool = False
+    """Four small UNet calls an iteration in place of one large one."""
+    decode_chunk_size: Positive = 8
+    """Frames the VAE decodes at a time."""
+    save_frames: bool = True
+    """Write PNG frames beside the video."""
+    overwrite: bool = False
+    """Generate again what is there."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InferConfig:
+        pair = self.start is not None or self.end is not None
+        if pair and (self.start is None or self.end is None):
+            raise ValueError("give both start and end, or loop for one image")
+        if pair + (self.loop is not None) + (self.manifest is not None) != 1:
+            raise ValueError("give exactly one of: start and end, loop, manifest")
+        if len(self.scales) not in (0, len(self.patches)):
+            raise ValueError(f"{len(self.scales)} scales for {len(self.patches)} patches: give one each, or none")
+        return self
+
+
+class ExportConfig(OnModel):
+    """Write a patch in the form another tool reads, and check what was written."""
+
+    patch: Path
+    """Patch folder."""
+    output: Path
+    """Folder (peft, merged) or .safetensors file (diffusers)."""
+    format: Literal["peft", "diffusers", "merged"] = "peft"
+    """peft: adapter folder. diffusers: one safetensors file with alpha. merged: the UNet with the patch added in."""
+    scale: float = 1.0
+    """Strength of the patch in the merged UNet."""
+    overwrite: bool = False
+    """Replace what is there."""
+
+
+class QuickstartConfig(Settings):
+    """Make clips, train a patch, generate with and without it, and export it: all on the miniature."""
+
+    output: Path = Path("runs/quickstart")
+    """Folder of everything made."""
+    steps: Positive = 120
+    """Optimizer steps of the patch."""
+    seed: int = 0
+    """Of the clips and of training."""

@@ -1,0 +1,156 @@
+"""What `trfpp prep` would cut: the settings of a clip dataset, and the windows of each source with their splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from .clips import Window, cuts, why_no_window, windows
+from .frames import FitMode
+from .video import UnreadableVideo, Video, find_videos, open_video
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """What clips are cut, and how they are kept."""
+
+    fps: float = 7
+    """Frames per second of a clip, by the source's frame times."""
+    num_frames: int = 25
+    """Frames of a clip."""
+    height: int = 576
+    """Pixels."""
+    width: int = 1024
+    """Pixels."""
+    fit: FitMode = "crop"
+    """`crop` cuts off what overhangs the size, `pad` adds black; the aspect is kept either way."""
+    stride_seconds: float | None = None
+    """Seconds from one clip's start to the next one's; clips do not overlap if not given."""
+    cut_threshold: float = 27.0
+    """Change between neighbouring frames that counts as a scene cut, 8-bit levels; lower finds more cuts."""
+    min_motion: float | None = None
+    """Clips with a lower motion score are left out; percent of the diagonal per second."""
+    max_motion: float | None = None
+    """Clips with a higher motion score are left out; percent of the diagonal per second."""
+    max_clips_per_video: int | None = None
+    """At most so many clips of one source, spread evenly over it."""
+    holdout: float = 0.1
+    """Fraction of the clips kept for validation, the last ones of each source; 0 leaves validation empty."""
+    sequence_fps: float = 24
+    """Images per second of image-sequence folders."""
+    image_format: Literal["png", "jpeg"] = "png"
+    """`png` keeps frames exactly; `jpeg` (quality 95) takes about a fifth of the room."""
+
+    def __post_init__(self) -> None:
+        for name in ("fps", "sequence_fps", "cut_threshold", "height", "width", "stride_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}: must be above 0.")
+        if self.num_frames < 2:
+            raise ValueError(f"num_frames={self.num_frames}: a clip needs at least 2 frames.")
+        if self.max_clips_per_video is not None and self.max_clips_per_video < 1:
+            raise ValueError(f"max_clips_per_video={self.max_clips_per_video}: must be at least 1.")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout={self.holdout}: must be at least 0 and below 1.")
+        for name, choices in (("fit", ("crop", "pad")), ("image_format", ("png", "jpeg"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}.")
+
+
+@dataclass(frozen=True)
+class PlannedVideo:
+    """The windows to cut of one source, and the split of each; or why there are none."""
+
+    name: str
+    video: Video
+    windows: list[tuple[Window, Split]]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be cut; as a string, a line for every source."""
+
+    settings: ClipSettings
+    videos: list[PlannedVideo]
+
+    def __str__(self) -> str:
+        lines = []
+        for one in self.videos:
+            held = sum(split == "validation" for _, split in one.windows)
+            made = f"{len(one.windows)} clips, {held} of them held out" if one.windows else f"skipped: {one.reason}"
+            lines.append(f"{one.name}: {made}")
+        total = sum(len(one.windows) for one in self.videos)
+        kept = self.settings
+        shape = f"{kept.num_frames} frames of {kept.width}x{kept.height} at {kept.fps:g} fps"
+        return "\n".join([*lines, f"{total} clips of {len(self.videos)} files before motion is measured; each {shape}"])
+
+
+def plan(source: Path, *, progress: bool = True, **settings: Any) -> Plan:
+    """What `prepare` would cut; nothing is written, and every file is decoded once, to measure times and find cuts.
+
+    Motion is not measured here, so `min_motion` and `max_motion` may leave out some of these clips later.
+
+    Args:
+        source: a folder, searched recursively, or one video.
+        progress: show a bar on standard error.
+        settings: fields of `ClipSettings`.
+
+    Raises:
+        ValueError: if there is nothing at `source`, or for a bad setting.
+    """
+    wanted = ClipSettings(**settings)
+    found = find_videos(source)
+    if not found:
+        raise ValueError(f"{source}: holds no videos and no folders of images.")
+    planned = []
+    owed = 0.0
+    with tqdm(found, desc="looking", unit="file", disable=not progress) as bar:
+        for path in bar:
+            video = open_video(path, wanted.sequence_fps)
+            try:
+                chosen, reason = _plan_video(video, wanted)
+            except (UnreadableVideo, OSError) as error:
+                chosen, reason = [], str(error)
+            # Carried from source to source, so that many short ones together still give the fraction asked for.
+            owed += wanted.holdout * len(chosen)
+            held = min(int(owed + 0.5), ceil(wanted.holdout * len(chosen)))
+            owed -= held
+            planned.append(PlannedVideo(name_in(source, path), video, assign_splits(chosen, held), reason))
+            clips = sum(len(one.windows) for one in planned)
+            bar.set_postfix(clips=clips, skipped=sum(not one.windows for one in planned))
+    return Plan(wanted, planned)
+
+
+def name_in(source: Path, path: Path) -> str:
+    """How a video found at or under `source` is called in datasets and reports."""
+    if path == source:
+        return path.name
+    return path.relative_to(source).as_posix()
+
+
+def assign_splits(chosen: list[Window], held: int) -> list[tuple[Window, Split]]:
+    """Hold out the last `held` windows of one source; training windows that share time with them are dropped."""
+    keep, last = chosen[: len(chosen) - held], chosen[len(chosen) - held :]
+    if last:
+        keep = [window for window in keep if window.indices[-1] < last[0].indices[0]]
+    return [*((window, "train") for window in keep), *((window, "validation") for window in last)]
+
+
+def _plan_video(video: Video, settings: ClipSettings) -> tuple[list[Window], str]:
+    boundaries = cuts(video, settings.cut_threshold)
+    timing = (video.timestamps, boundaries, settings.fps, settings.num_frames)
+    chosen = windows(*timing, settings.stride_seconds)
+    if not chosen:
+        return [], why_no_window(*timing)
+    limit = settings.max_clips_per_video
+    if limit is not None and len(chosen) > limit:
+        chosen = [chosen[round(place)] for place in np.linspace(0, len(chosen) - 1, limit)]
+    return chosen, ""

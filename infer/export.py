@@ -1,0 +1,286 @@
+"""Patches in the form other tools read, each file checked against the patch before it is put in place.
+
+A patch adds `scaling * B @ A` to each trained weight (its *update*). PEFT itself says what the patch's scaling is; what
+was written is read back from disk, and its update must be the patch's. To add a format: one function that writes it,
+one that reads it back, an entry in `_WRITERS`, a test.
+
+Shapes: A `[rank, in, *kernel]`, B `[out, rank, *ones]`, an update that of its weight.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data_prep.video import replacing
+from ..trf.adapters import adapter_names
+from ..trf.base import empty_unet, load_component
+from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, load_patch
+
+if TYPE_CHECKING:
+    from ..configs.schema import ExportConfig
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-6
+"""Largest relative error, in float64, of an exported adapter's update."""
+
+CARD_KEY = "trfpp_card"
+"""Where the card lies in the metadata of an exported safetensors file, as JSON."""
+
+
+class LowRank(NamedTuple):
+    """The update of one module: `scaling * b @ a`."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    def update(self) -> Tensor:
+        """The update, float64, of shape `[out, in, *kernel]`."""
+        product = self.b.double().flatten(1) @ self.a.double().flatten(1)
+        return self.scaling * product.reshape(self.b.shape[0], *self.a.shape[1:])
+
+
+Updates = dict[str, LowRank]
+"""Updates by module name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What every format is written from."""
+
+    model: str
+    revision: str | None
+    variant: str | None
+    patch: Path
+    card: PatchCard
+    config: LoraConfig
+    updates: Updates
+    scale: float
+
+
+def export(config: ExportConfig) -> Path:
+    """Write a patch in another tool's form, and check what was written.
+
+    `peft` is a folder that plain PEFT loads onto the UNet. `diffusers` is one safetensors file with
+    `unet.<module>.lora_A.weight`, `lora_B.weight` and `alpha`, where `alpha / rank` is the true scaling (rank
+    stabilisation baked in). `merged` is a plain diffusers UNet folder, float32 whatever the base's files hold: half
+    precision would round away part of the patch. `PeftModel` and `from_pretrained` cast on loading if asked to.
+
+    Only `merged` needs the base model's weights; the others read its UNet's config.
+
+    Returns:
+        The folder or file written.
+
+    Raises:
+        FileNotFoundError: if there is no patch.
+        ValueError: if the patch does not fit the model, the output is taken or of the wrong kind, or what was written
+            is not the patch; nothing is left at the output then.
+    """
+    _check_output(config)
+    if config.scale != 1 and config.format != "merged":
+        logger.warning(
+            "scale=%s is ignored: with format %s the tool that loads it decides.", config.scale, config.format
+        )
+
+    output = config.output
+    job = _read(config)
+    with replacing(output) as beside:
+        _WRITERS[config.format](beside, job)
+    logger.info("all %d trained modules were found in the model, and their updates are the patch's.", len(job.updates))
+    return output
+
+
+def _check_output(config: ExportConfig) -> None:
+    output, shown = config.output, f"output={str(config.output)!r}"
+    if (config.format == "diffusers") != (output.suffix == ".safetensors"):
+        kind = "a .safetensors file" if config.format == "diffusers" else "a folder"
+        raise ValueError(f"{shown}: format {config.format} writes {kind}; name one.")
+    if not output.exists():
+        return
+    if not config.overwrite:
+        raise ValueError(f"{shown} exists; choose another, or replace it with overwrite=true.")
+    exported = output.is_file() or any((output / name).is_file() for name in (CONFIG_FILE, "config.json"))
+    if not exported or (output / CARD_FILE).exists():
+        raise ValueError(f"{shown} is no earlier export, so it is not replaced; choose another.")
+
+
+def _read(config: ExportConfig) -> _Job:
+    unet = empty_unet(config.model, revision=config.revision)
+    card = load_patch(unet, config.patch)
+    weights = load_file(config.patch / WEIGHTS_FILE)
+    if strange := [key for key in weights if not key.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise ValueError(f"{config.patch}: {strange[0]} is more than a plain LoRA; such a patch cannot be exported.")
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{config.patch}: {key} holds values that are not finite; the patch is broken.")
+    return _Job(
+        model=config.model,
+        revision=config.revision,
+        variant=config.variant,
+        patch=config.patch,
+        card=card,
+        config=unet.peft_config["default"],
+        updates=live_updates(unet),
+        scale=config.scale,
+    )
+
+
+def live_updates(unet: Any) -> Updates:
+    """Updates of the one adapter that is loaded in a UNet, as PEFT would apply it at scale 1."""
+    (name,) = adapter_names(unet)
+    return {
+        path: LowRank(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), layer.scaling[name])
+        for path, layer in unet.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+
+
+def check_updates(found: Updates, expected: Updates, where: str | Path) -> None:
+    """Check that an exported adapter is the patch.
+
+    Args:
+        found: what the exported files hold.
+        expected: what the patch holds.
+        where: named in the error.
+
+    Raises:
+        ValueError: for a module that is missing or not the patch's, or whose update differs by more than `TOLERANCE`.
+    """
+    if odd := sorted(found.keys() ^ expected.keys()):
+        raise ValueError(
+            f"{where}: the export holds {len(found.keys() & expected.keys())} of {len(expected)} trained modules; "
+            f"the first that differs is {odd[0]}."
+        )
+    for module, low_rank in expected.items():
+        truth = low_rank.update()
+        error = float((found[module].update() - truth).norm() / truth.norm().clamp_min(torch.finfo(truth.dtype).tiny))
+        if not error <= TOLERANCE:  # so that NaN fails
+            raise ValueError(f"{where}: the exported update of {module} is {error:.1e} off the patch's.")
+
+
+# peft ----------------------------------------------------------------------------------------------------------------
+
+
+def _write_peft(folder: Path, job: _Job) -> None:
+    folder.mkdir()
+    config = LoraConfig.from_pretrained(str(job.patch))
+    config.base_model_name_or_path, config.revision = job.card.base_model, job.card.base_revision
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(load_file(job.patch / WEIGHTS_FILE), folder / WEIGHTS_FILE, metadata=_metadata(job.card))
+    check_updates(read_peft(folder, job.model, job.revision), job.updates, job.patch)
+
+
+def read_peft(folder: Path, model: str | Path, revision: str | None = None) -> Updates:
+    """Updates of an exported PEFT folder, as `PeftModel.from_pretrained` loads it."""
+    return live_updates(PeftModel.from_pretrained(empty_unet(model, revision=revision), str(folder)).get_base_model())
+
+
+# diffusers -----------------------------------------------------------------------------------------------------------
+
+
+def _write_diffusers(path: Path, job: _Job) -> None:
+    state: dict[str, Tensor] = {}
+    for module, (a, b, scaling) in job.updates.items():
+        state[f"unet.{module}.lora_A.weight"] = a.contiguous()
+        state[f"unet.{module}.lora_B.weight"] = b.contiguous()
+        state[f"unet.{module}.alpha"] = torch.tensor(scaling * a.shape[0], dtype=torch.float32)
+    # Tools that go by the metadata get the same scaling as those that go by the alphas.
+    alphas = {module: scaling * a.shape[0] for module, (a, _, scaling) in job.updates.items()}
+    common = next(iter(alphas.values()))
+    adapter = job.config.to_dict() | {
+        "use_rslora": False,
+        "lora_alpha": common,
+        "alpha_pattern": {module: alpha for module, alpha in alphas.items() if alpha != common},
+    }
+    packed = json.dumps({f"unet.{key}": sorted(v) if isinstance(v, set) else v for key, v in adapter.items()})
+    save_file(state, path, metadata={**_metadata(job.card), "lora_adapter_metadata": packed})
+    check_updates(read_diffusers(path), job.updates, job.patch)
+
+
+def read_diffusers(path: Path) -> Updates:
+    """Updates of an exported diffusers file, by its alphas.
+
+    Raises:
+        ValueError: if a module's tensors are incomplete.
+    """
+    state = load_file(path)
+    modules = [key.removesuffix(".alpha") for key in state if key.endswith(".alpha")]
+    parts = ("lora_A.weight", "lora_B.weight", "alpha")
+    if odd := sorted(state.keys() ^ {f"{module}.{part}" for module in modules for part in parts}):
+        raise ValueError(f"{path}: {odd[0]} is missing or has no counterpart.")
+    updates = {}
+    for module in modules:
+        a, b, alpha = (state[f"{module}.{part}"] for part in parts)
+        updates[module.removeprefix("unet.")] = LowRank(a, b, float(alpha) / a.shape[0])
+    return updates
+
+
+# merged --------------------------------------------------------------------------------------------------------------
+
+
+def _write_merged(folder: Path, job: _Job) -> None:
+    unet = load_component(job.model, "unet", dtype=torch.float32, revision=job.revision, variant=job.variant)
+    trained = {f"{module}.weight": low_rank for module, low_rank in job.updates.items()}
+    weights = unet.state_dict()
+    base = {key: weights[key].clone() for key in trained}
+    for key, low_rank in trained.items():
+        weights[key].copy_(base[key].double() + job.scale * low_rank.update())
+    unet.save_pretrained(folder)
+    check_merged(folder, {**weights, **base}, job.updates, job.scale, job.patch)
+
+
+def check_merged(folder: Path, base: dict[str, Tensor], updates: Updates, scale: float, where: str | Path) -> None:
+    """Check that a merged UNet is the base with the patch added, up to float32 rounding, and else the base exactly.
+
+    Args:
+        folder: the exported UNet.
+        base: the base UNet's weights.
+        updates: what the patch holds.
+        scale: the patch's strength.
+        where: named in the error.
+
+    Raises:
+        ValueError: for a weight that is missing, not the base's, or not the sum.
+    """
+    seen: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (no mapping)
+                if key not in base:
+                    raise ValueError(f"{where}: the merged UNet holds {key}, which the base has not.")
+                seen.add(key)
+                merged, expected = tensors.get_tensor(key).double(), base[key].double()
+                module = key.removesuffix(".weight")
+                rounding = 0.0
+                if module in updates:
+                    expected = expected + scale * updates[module].update()
+                    rounding = torch.finfo(torch.float32).eps
+                if not ((merged - expected).abs() <= rounding * expected.abs()).all():
+                    raise ValueError(f"{where}: {key} of the merged UNet is not the base's with the patch added.")
+    if missing := sorted(base.keys() - seen):
+        raise ValueError(f"{where}: the merged UNet lacks {len(missing)} weights, first {missing[0]}.")
+
+
+def _metadata(card: PatchCard) -> dict[str, str]:
+    return {"format": "pt", CARD_KEY: card.model_dump_json()}
+
+
+_WRITERS: dict[str, Callable[[Path, _Job], None]] = {
+    "peft": _write_peft,
+    "diffusers": _write_diffusers,
+    "merged": _write_merged,
+}

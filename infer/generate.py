@@ -1,0 +1,248 @@
+"""Bounded generation to files: one pair of images, a loop, or every pair of a manifest.
+
+Each pair gets a folder `<output>/<id>/`, whole or not there at all:
+
+video.mp4           the video, at the fps the model was told
+frames/00000.png    its frames, first and last included
+generation.json     the record: `config` holds the settings of `trfpp infer` that repeat it to the bit
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from tqdm.auto import tqdm
+
+from ..data_prep.bounds import Pair, read_manifest
+from ..data_prep.frames import fit_image, load_image
+from ..data_prep.video import replacing, write_frames, write_video
+from ..trf.base import empty_unet, load_config
+from ..trf.patch import WEIGHTS_FILE
+from ..trf.pipeline import TimeReversalFusionPipeline
+from ..trf.schedule import count, trf_plan
+from ..trf.settings import SamplerSettings, resolve
+from .record import (
+    DTYPES,
+    RECORD_FILE,
+    Job,
+    device_of,
+    differences,
+    dtype_name,
+    patches_of,
+    precision_of,
+    recipe,
+    sha256,
+    versions,
+)
+
+if TYPE_CHECKING:
+    from ..configs.schema import InferConfig
+
+PAIR_SETTINGS = ("fps", "motion_bucket_id", "num_frames")
+"""Sampler settings a manifest can give for each pair."""
+
+
+def generate(config: InferConfig) -> list[Path]:
+    """Generate every pair that is not there yet.
+
+    A sampler setting comes from the command line, else from the manifest, else from the patch card, else from the
+    model, else it is that of TRF's release. A seed in the manifest is that pair's own and goes before `seed`. Each pair
+    starts a new generator from its seed, on the CPU, so that a result depends neither on the order of the pairs nor on
+    the device's random numbers.
+
+    A pair that cannot be generated is reported with its reason and the rest goes on. What is finished stays when the
+    run is interrupted.
+
+    Returns:
+        Folders of the results in the pairs' order, those that were there already included.
+
+    Raises:
+        FileNotFoundError: if a patch folder is no patch.
+        ValueError: if a patch does not fit, a setting cannot work, or no pair could be generated.
+    """
+    outline = _outline(config)
+    jobs = _jobs(config, outline)
+    from_card = [name for name, source in jobs[0].sources.items() if source == "patch card"]
+    if from_card:
+        print("from the patch card:", ", ".join(f"{name}={asdict(jobs[0].settings)[name]}" for name in from_card))
+
+    pipe = None if all(job.done for job in jobs) else load_pipeline(config)
+    patches_sha256 = [sha256(folder / WEIGHTS_FILE) for folder in config.patches]
+    folders: list[Path] = []
+    failures: list[str] = []
+    for job in tqdm(jobs, desc="pairs", unit="pair", disable=len(jobs) == 1):
+        try:
+            if job.done:
+                others = differences(job.folder, recipe(config, job, patches_sha256))
+                if others:
+                    tqdm.write(
+                        f"kept    {job.folder}, though made with another {', '.join(others)}; see overwrite=true"
+                    )
+            else:
+                assert pipe is not None
+                _generate_one(pipe, config, job, patches_sha256)
+            folders.append(job.folder)
+        except ValueError as error:
+            failures.append(f"{job.pair.id}: {error}")
+            tqdm.write(f"failed  {failures[-1]}")
+    if len(failures) == len(jobs):
+        raise ValueError("no pair could be generated:\n" + "\n".join(failures))
+    kept = sum(job.done for job in jobs)
+    print(f"{config.output}: {len(folders) - kept} generated, {kept} there already, {len(failures)} failed.")
+    return folders
+
+
+def plan(config: InferConfig) -> str:
+    """What `generate` would do, in words: the model, settings and their sources, and each pair with its UNet calls.
+
+    The weights are not loaded, only the model's configs and the patches.
+
+    Raises:
+        FileNotFoundError: if a patch folder is no patch.
+        ValueError: if a patch does not fit or a setting cannot work.
+    """
+    outline = _outline(config)
+    jobs = _jobs(config, outline)
+    lines = [f"model: {config.model} on {device_of(config)}, {dtype_name(config)}"]
+    for (folder, scale), card in zip(patches_of(config), outline.cards.values()):
+        lines.append(f"patch: {folder} at {scale:g}" + (f" ({card.domain})" if card.domain else ""))
+    settings, sources = _settings(config, outline)
+    lines.append("sampler:")
+    lines += [f"  {name} = {value} ({sources[name]})" for name, value in asdict(settings).items()]
+    lines.append(f"pairs: {len(jobs)}, of which {sum(job.done for job in jobs)} are there already")
+    for job in jobs:
+        own = [f"{name}={asdict(job.settings)[name]}" for name, source in job.sources.items() if source == "manifest"]
+        details = ", ".join([f"seed={job.seed}", *own])
+        state = "there already" if job.done else f"{_unet_calls(job.settings, config.low_memory)} UNet calls"
+        lines.append(f"  {job.pair.id}: {job.pair.start} to {job.pair.end}, {details}: {state}")
+    return "\n".join(lines)
+
+
+def load_pipeline(config: InferConfig) -> TimeReversalFusionPipeline:
+    """The pipeline with its weights and patches, on its device.
+
+    Raises:
+        FileNotFoundError: if a patch folder is no patch.
+        ValueError: if a patch does not fit, or the device is not there.
+    """
+    device = device_of(config)
+    pipe = TimeReversalFusionPipeline.from_pretrained(
+        config.model, revision=config.revision, variant=config.variant, dtype=DTYPES[precision_of(config)]
+    )
+    _load_patches(pipe, config)
+    if config.offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def _outline(config: InferConfig) -> TimeReversalFusionPipeline:
+    """The pipeline with patches but without the model's weights: it knows settings, and whether patches fit."""
+    vae_config = load_config(config.model, "vae", revision=config.revision)
+    with torch.device("meta"):
+        vae = AutoencoderKLTemporalDecoder.from_config(vae_config)
+    pipe = TimeReversalFusionPipeline(vae, None, empty_unet(config.model, revision=config.revision), None, None)
+    _load_patches(pipe, config)
+    return pipe
+
+
+def _load_patches(pipe: TimeReversalFusionPipeline, config: InferConfig) -> None:
+    for number, (folder, scale) in enumerate(patches_of(config)):
+        # Patches of several runs often lie in folders of one name; the number keeps them apart.
+        pipe.load_patch(folder, f"{number}_{folder.resolve().name}", scale)
+
+
+# Jobs ----------------------------------------------------------------------------------------------------------------
+
+
+def _pairs(config: InferConfig) -> list[Pair]:
+    if config.manifest is not None:
+        return read_manifest(config.manifest)
+    if config.loop is not None:
+        return [Pair(id=config.loop.stem, start=config.loop, end=config.loop)]
+    assert config.start is not None
+    assert config.end is not None
+    return [Pair(id=f"{config.start.stem}-{config.end.stem}", start=config.start, end=config.end)]
+
+
+def _settings(
+    config: InferConfig, pipe: TimeReversalFusionPipeline, pair: Pair | None = None
+) -> tuple[SamplerSettings, dict[str, str]]:
+    caller = {name: value for name, value in config.sampler.model_dump().items() if value is not None}
+    own = {name: getattr(pair, name) for name in PAIR_SETTINGS if pair and getattr(pair, name) is not None}
+    settings, sources = resolve({**own, **caller}, pipe.recommended, pipe.native)
+    return settings, {**sources, **dict.fromkeys(own.keys() - caller.keys(), "manifest")}
+
+
+def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline) -> list[Job]:
+    jobs = []
+    for pair in _pairs(config):
+        settings, sources = _settings(config, pipe, pair)
+        pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
+        folder = config.output / pair.id
+        finished = (folder / RECORD_FILE).is_file()
+        if folder.exists() and not finished:
+            raise ValueError(
+                f"{folder} is there but holds no {RECORD_FILE}, so it is no result to replace; move it away."
+            )
+        seed = config.seed if pair.seed is None else pair.seed
+        done = finished and not config.overwrite
+        jobs.append(Job(pair=pair, settings=settings, sources=sources, seed=seed, folder=folder, done=done))
+    return jobs
+
+
+def _unet_calls(settings: SamplerSettings, low_memory: bool) -> int:
+    iterations = trf_plan(
+        settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
+    )
+    rows = 4 if settings.max_guidance_scale > 1 else 2
+    return count(iterations, "denoise") * (rows if low_memory else 1)
+
+
+# One pair ------------------------------------------------------------------------------------------------------------
+
+
+def _generate_one(pipe: TimeReversalFusionPipeline, config: InferConfig, job: Job, patches_sha256: list[str]) -> None:
+    began = time.perf_counter()
+    size = (job.settings.height, job.settings.width, config.fit)
+    start, end = (fit_image(load_image(path), *size) for path in (job.pair.start, job.pair.end))
+    pipe.set_progress_bar_config(desc=job.pair.id, leave=False)
+    result = pipe(
+        start,
+        end,
+        **asdict(job.settings),
+        generator=torch.Generator("cpu").manual_seed(job.seed),
+        low_memory=config.low_memory,
+        decode_chunk_size=config.decode_chunk_size,
+        output_type="np",
+    )
+    video = result.frames[0]
+    if not np.isfinite(video).all():
+        raise ValueError(
+            f"the video holds values that are not finite at precision={precision_of(config)}; try bf16 or no, "
+            "or a smaller scale of the patch."
+        )
+    frames = (video * 255).round().astype(np.uint8)
+    record = {
+        "id": job.pair.id,
+        **recipe(config, job, patches_sha256),
+        "sources": job.sources,
+        "dtype": dtype_name(config),
+        "versions": versions(),
+        "unet_calls": result.unet_calls,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    with replacing(job.folder) as beside:
+        beside.mkdir()
+        write_video(beside / "video.mp4", frames, job.settings.fps)
+        if config.save_frames:
+            write_frames(beside / "frames", frames)
+        (beside / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,144 @@
+"""What a result was made with, written beside it: enough to repeat it to the bit, or to see that it differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import peft
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from ..data_prep.bounds import Pair
+from ..trf.base import model_location
+from ..trf.device import best_device
+from ..trf.settings import SamplerSettings
+from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..configs.schema import InferConfig
+
+RECORD_FILE = "generation.json"
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One pair with everything decided."""
+
+    pair: Pair
+    settings: SamplerSettings
+    sources: dict[str, str]
+    """Where each setting came from: `caller`, `manifest`, `patch card`, `model` or `default`."""
+    seed: int
+    folder: Path
+    """Where the result goes."""
+    done: bool
+    """A finished result is there and is to be kept."""
+
+
+def patches_of(config: InferConfig) -> Iterator[tuple[Path, float]]:
+    """Patch folders and their scales."""
+    return zip(config.patches, config.scales or [1.0] * len(config.patches))
+
+
+def precision_of(config: InferConfig) -> str:
+    """Precision of the model: as asked, else float32 on a CPU and float16 elsewhere."""
+    return config.precision or ("no" if device_of(config).type == "cpu" else "fp16")
+
+
+def dtype_name(config: InferConfig) -> str:
+    """The same as PyTorch calls it."""
+    return str(DTYPES[precision_of(config)]).removeprefix("torch.")
+
+
+def device_of(config: InferConfig) -> torch.device:
+    """The device to run on.
+
+    Raises:
+        ValueError: if it is not there, or cannot be offloaded from.
+    """
+    device = best_device(config.device)
+    if config.offload and device.type == "cpu":
+        raise ValueError("offload=true moves models between a GPU and the CPU, but the device is the CPU; drop it.")
+    return device
+
+
+def recipe(config: InferConfig, job: Job, patches_sha256: list[str]) -> dict[str, Any]:
+    """What decides a result's bits: the settings that repeat it, and digests of the files they name."""
+    local = Path(config.model).expanduser().is_dir()
+    bounds = {"loop": job.pair.start} if job.pair.loop else {"start": job.pair.start, "end": job.pair.end}
+    return {
+        "config": {
+            "model": str(Path(config.model).expanduser().resolve()) if local else config.model,
+            "revision": _commit(config.model, config.revision),
+            "variant": config.variant,
+            **{name: str(path.resolve()) for name, path in bounds.items()},
+            "patches": [str(folder.resolve()) for folder, _ in patches_of(config)],
+            "scales": [scale for _, scale in patches_of(config)],
+            "sampler": asdict(job.settings),
+            "fit": config.fit,
+            "seed": job.seed,
+            "precision": precision_of(config),
+            "device": str(device_of(config)),
+            "low_memory": config.low_memory,
+            "decode_chunk_size": config.decode_chunk_size,
+        },
+        "sha256": {**{name: sha256(path) for name, path in bounds.items()}, "patches": patches_sha256},
+    }
+
+
+def differences(folder: Path, made_with: Mapping[str, Any]) -> list[str]:
+    """Names of what a result that is there was made with differently."""
+    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    now, then = dict(_flat(made_with)), dict(_flat({key: record[key] for key in made_with}))
+    return sorted(key.removeprefix("config.") for key in {*now, *then} if now.get(key) != then.get(key))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "trfpp": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", item) for inner, item in _flat(value))
+        else:
+            yield key, value
+
+
+def _commit(model: str, revision: str | None) -> str | None:
+    """The commit of a hub model, whose branches move on; `None` for a local one."""
+    location = model_location(model)
+    if Path(location).is_dir():
+        return None
+    # Lies in the cache, for the model's config has been read: <cache>/<repository>/snapshots/<commit>/unet/config.json
+    cached = try_to_load_from_cache(location, "unet/config.json", revision=revision)
+    return Path(cached).parents[1].name if isinstance(cached, str) else revision
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}.") from None
+    return digest.hexdigest()

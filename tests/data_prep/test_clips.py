@@ -1,0 +1,119 @@
+"""Where clips lie: evenly timed, distinct, within one scene, nothing refused that fits; cuts found in real files."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trfpp.data_prep.clips import cuts, nearest, why_no_window, windows
+from trfpp.data_prep.video import open_video, write_video
+
+
+def steady(count, fps):
+    return np.arange(count) / fps
+
+
+def test_steady_source_gives_every_third_frame():
+    found = windows(steady(61, 30), [], fps=10, num_frames=5)
+    assert [window.indices for window in found] == [tuple(range(s, s + 13, 3)) for s in (0, 15, 30, 45)]
+    assert all(window.fps == pytest.approx(10) for window in found)
+    assert found[1].times == tuple(steady(61, 30)[list(found[1].indices)])
+
+
+def test_a_source_at_the_target_rate_is_taken_whole():
+    found = windows(steady(50, 25), [], fps=25, num_frames=25)
+    assert [window.indices for window in found] == [tuple(range(25)), tuple(range(25, 50))]
+
+
+def test_one_window_when_the_source_just_suffices():
+    assert len(windows(steady(13, 30), [], 10, 5)) == 1
+    assert not windows(steady(12, 30), [], 10, 5)
+
+
+def test_stride_makes_windows_overlap_or_leave_gaps():
+    starts = [window.indices[0] for window in windows(steady(61, 30), [], 10, 5, stride_seconds=0.2)]
+    assert starts == list(range(0, 49, 6))
+    starts = [window.indices[0] for window in windows(steady(61, 30), [], 10, 5, stride_seconds=1)]
+    assert starts == [0, 30]
+
+
+def test_windows_keep_to_their_scene():
+    found = windows(steady(90, 30), [20, 50], fps=10, num_frames=5)
+    assert [window.indices[0] for window in found] == [0, 20, 35, 50, 65]
+    for window in found:
+        assert not any(window.indices[0] < cut <= window.indices[-1] for cut in (20, 50))
+
+
+def test_stalls_are_stepped_over():
+    times = np.concatenate([steady(20, 30), 5 + steady(20, 30)])
+    assert [window.indices[0] for window in windows(times, [], 10, 5)] == [0, 20]
+
+
+@pytest.mark.parametrize(
+    ("times", "cuts_", "reason"),
+    [
+        (steady(40, 25), [], "runs at 25 fps, slower than the target of 30 fps; ask for at most 25"),
+        (steady(3, 30), [], r"too short: 3 frames over 0\.07 s, and 8 frames at 30 fps last 0\.23 s"),
+        (steady(30, 30), range(0, 30, 5), r"its longest scene lasts 0\.13 s, and 8 frames at 30 fps last 0\.23 s"),
+        (np.sort(np.concatenate([steady(9, 10) + late for late in (0, 0.001, 0.002)])), [], "too unevenly for 25 fps"),
+    ],
+)
+def test_reasons(times, cuts_, reason):
+    fps = 25 if "unevenly" in reason else 30
+    assert not windows(times, list(cuts_), fps, 8)
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(why_no_window(times, list(cuts_), fps, 8))
+
+
+@pytest.mark.parametrize("bad", [{"fps": 0}, {"num_frames": 1}, {"stride_seconds": 0}])
+def test_bad_settings_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        windows(steady(9, 9), [], **{"fps": 3, "num_frames": 2, **bad})
+
+
+@given(
+    steps=st.lists(st.floats(0.005, 0.4), min_size=1, max_size=120),
+    boundaries=st.lists(st.integers(0, 120), max_size=4),
+    fps=st.floats(2, 40),
+    num_frames=st.integers(2, 9),
+    stride=st.none() | st.floats(0.05, 2),
+)
+def test_windows_hold_what_they_promise(steps, boundaries, fps, num_frames, stride):
+    times = np.concatenate([[0.0], np.cumsum(steps)])
+    boundaries = [boundary for boundary in boundaries if boundary < len(times)]
+    found = windows(times, boundaries, fps, num_frames, stride)
+    for window in found:
+        targets = window.times[0] + np.arange(num_frames) / fps
+        assert np.abs(np.array(window.times) - targets).max() <= 0.5 / fps + 1e-9
+        assert (np.diff(window.indices) > 0).all()
+        assert not any(window.indices[0] < boundary <= window.indices[-1] for boundary in boundaries)
+        assert window.times == tuple(times[list(window.indices)])
+    for earlier, later in zip(found, found[1:]):  # noqa: RUF007
+        assert later.indices[0] > (earlier.indices[-1] if stride is None else earlier.indices[0])
+
+
+def test_nearest_by_brute_force():
+    generator = np.random.default_rng(0)
+    for count in (1, 2, 30):
+        times, targets = np.sort(generator.random(count)), generator.random(200) * 1.4 - 0.2
+        expected = np.abs(targets[:, None] - times).argmin(1)
+        np.testing.assert_array_equal(nearest(times, targets), expected)
+
+
+def test_cuts_are_found_to_the_frame(tmp_path):
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :128]
+    scenes = []
+    for length in (17, 9, 24):
+        base, waves = generator.integers(0, 200, 3), generator.uniform(0.05, 0.3, 2)
+        still = np.clip(base + 55 * np.sin(x * waves[0] + y * waves[1])[..., None], 0, 255)
+        scenes += [np.roll(still, 2 * step, 1) for step in range(length)]
+    write_video(tmp_path / "a.mp4", np.stack(scenes).astype(np.uint8), 24)
+    video = open_video(tmp_path / "a.mp4", 1)
+    assert cuts(video) == [17, 26]
+    assert len(video.timestamps) == 50
+
+
+def test_footage_has_the_cuts_one_sees(real_footage):
+    assert cuts(open_video(real_footage / "bikes.mp4", 1)) == [30, 76, 137, 187, 242]
+    assert cuts(open_video(real_footage / "carphone_pristine.mp4", 1)) == []

@@ -1,0 +1,76 @@
+"""What would be cut: which clips are held out, how many of a source are kept, and what a dry run says."""
+
+import pytest
+
+from trfpp.data_prep.clips import Window
+from trfpp.data_prep.plan import ClipSettings, assign_splits, plan
+
+SMALL = {"fps": 10, "num_frames": 4, "height": 32, "width": 32}
+
+
+def spans(*starts, length=10):
+    return [Window((start, start + length - 1), (start / 10, (start + length - 1) / 10)) for start in starts]
+
+
+def test_the_last_windows_are_held_out():
+    splits = assign_splits(spans(0, 10, 20, 30), 1)
+    assert [split for _, split in splits] == ["train", "train", "train", "validation"]
+    assert [split for _, split in assign_splits(spans(0, 10), 0)] == ["train", "train"]
+
+
+def test_training_windows_that_overlap_held_out_ones_are_dropped():
+    splits = assign_splits(spans(0, 5, 10, 15, 20), 2)
+    assert splits == [(window, "train") for window in spans(0, 5)] + [(w, "validation") for w in spans(15, 20)]
+
+
+@pytest.fixture
+def many_short(footage, tmp_path):
+    """Ten files with room for one clip each, and a long one with room for ten."""
+    for index in range(10):
+        footage.encode(tmp_path / f"short{index}.mp4", footage.numbered(12, 32, 32))
+    footage.encode(tmp_path / "tall.mp4", footage.numbered(120, 32, 32))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("holdout", "held"), [(0, 0), (0.1, 2), (0.25, 5), (0.5, 10)])
+def test_the_fraction_holds_over_sources_of_any_length(many_short, holdout, held):
+    found = plan(many_short, progress=False, holdout=holdout, **SMALL)
+    splits = [split for video in found.videos for _, split in video.windows]
+    assert len(splits) == 20
+    assert splits.count("validation") == held
+
+
+def test_limited_clips_are_spread_over_the_source(many_short):
+    found = plan(many_short / "tall.mp4", progress=False, max_clips_per_video=3, holdout=0, **SMALL)
+    assert [window.indices[0] for window, _ in found.videos[0].windows] == [0, 48, 108]
+
+
+def test_a_dry_run_says_what_would_be_cut_and_why_not(many_short):
+    (many_short / "text.mp4").write_text("no video")
+    said = str(plan(many_short, progress=False, **SMALL))
+    assert "tall.mp4: 10 clips, 1 of them held out" in said
+    assert "text.mp4: skipped: not a readable video" in said
+    assert said.endswith("20 clips of 12 files before motion is measured; each 4 frames of 32x32 at 10 fps")
+
+
+def test_nothing_to_look_at(tmp_path):
+    with pytest.raises(ValueError, match="holds no videos"):
+        plan(tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"fps": 0},
+        {"num_frames": 1},
+        {"height": 0},
+        {"holdout": 1},
+        {"max_clips_per_video": 0},
+        {"fit": "stretch"},
+        {"image_format": "gif"},
+        {"stride_seconds": -1},
+    ],
+)
+def test_bad_settings_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        ClipSettings(**bad)

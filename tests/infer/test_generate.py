@@ -1,0 +1,314 @@
+"""Generation to files: what is written, that a result depends on its own settings alone, that its record repeats it to
+the bit, and what happens to bad pairs, results that are there and interrupted runs."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from trfpp.configs.load import command_line
+from trfpp.configs.schema import InferConfig, SamplerOverrides
+from trfpp.infer import generate as generating
+from trfpp.infer.generate import generate, load_pipeline, plan
+
+SMALL = SamplerOverrides(height=32, width=48, num_frames=4, num_inference_steps=2)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of four images of different sizes."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name, size in {"a": (32, 48), "b": (40, 90), "c": (90, 40), "d": (64, 64)}.items():
+        pixels = generator.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def settings(tiny_model, images, tmp_path):
+    """`settings(**changes)` is a small pair."""
+
+    def make(**changes):
+        bounds = {} if {"loop", "manifest"} & changes.keys() else {"start": images / "a.png", "end": images / "b.png"}
+        return InferConfig(
+            **{"model": str(tiny_model), "output": tmp_path / "out", "sampler": SMALL, **bounds, **changes}
+        )
+
+    return make
+
+
+def manifest(images, *rows, name="pairs.jsonl"):
+    (images / name).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return images / name
+
+
+def frames(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "frames").iterdir())])
+
+
+def record(folder):
+    return json.loads((folder / "generation.json").read_text(encoding="utf-8"))
+
+
+def test_a_pair_is_written_whole(settings, images):
+    (folder,) = generate(settings(patches=[]))
+    assert folder.name == "a-b"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["a-b"]
+    assert sorted(path.name for path in folder.iterdir()) == ["frames", "generation.json", "video.mp4"]
+    assert [path.name for path in sorted((folder / "frames").iterdir())] == [f"0000{i}.png" for i in range(4)]
+    assert frames(folder).shape == (4, 32, 48, 3)
+    assert frames(folder).std() > 0
+    with av.open(str(folder / "video.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.height, stream.width, stream.average_rate) == (32, 48, 7)
+        assert len(list(video.decode(stream))) == 4
+    about = record(folder)
+    assert about["sources"]["height"] == "caller"
+    assert about["sources"]["fps"] == "default"
+    assert about["dtype"] == "float32"
+    assert about["unet_calls"] == 2
+    assert about["seconds"] > 0
+    assert about["versions"].keys() == {"trfpp", "torch", "diffusers", "peft"}
+    assert about["sha256"]["start"] == hashlib.sha256((images / "a.png").read_bytes()).hexdigest()
+
+
+def test_loop_and_no_frames(settings, images):
+    (folder,) = generate(settings(loop=images / "c.png", save_frames=False))
+    assert folder.name == "c"
+    assert sorted(path.name for path in folder.iterdir()) == ["generation.json", "video.mp4"]
+    assert record(folder)["config"]["loop"] == str(images / "c.png")
+
+
+def test_results_do_not_depend_on_the_order(settings, images, tmp_path):
+    rows = [
+        {"id": "one", "start": "a.png", "end": "b.png"},
+        {"id": "two", "start": "c.png", "end": "d.png", "seed": 5, "fps": 12, "motion_bucket_id": 40},
+        {"id": "three", "loop": "d.png", "num_frames": 5},
+    ]
+    sampler = SamplerOverrides(height=32, width=48, num_inference_steps=3, jump_length=1, repeat_step_ratio=0.3)
+    rows[0]["num_frames"] = rows[1]["num_frames"] = 4
+    there = generate(settings(manifest=manifest(images, *rows), output=tmp_path / "there", sampler=sampler))
+    back = generate(settings(manifest=manifest(images, *rows[::-1]), output=tmp_path / "back", sampler=sampler))
+    assert [folder.name for folder in there] == [folder.name for folder in back[::-1]] == ["one", "two", "three"]
+    for ours, theirs in zip(there, back[::-1]):
+        assert np.array_equal(frames(ours), frames(theirs))
+    assert len(frames(there[2])) == 5
+    two = record(there[1])
+    assert (two["config"]["seed"], two["config"]["sampler"]["fps"]) == (5, 12)
+    assert two["sources"]["motion_bucket_id"] == "manifest"
+    assert record(there[0])["config"]["seed"] == 42
+
+    alone = {"start": images / "c.png", "end": images / "d.png", "seed": 5}
+    of_two = sampler.model_copy(update={"fps": 12.0, "motion_bucket_id": 40.0, "num_frames": 4})
+    (single,) = generate(settings(**alone, sampler=of_two))
+    assert np.array_equal(frames(single), frames(there[1]))
+    (other,) = generate(settings(**{**alone, "seed": 6}, sampler=of_two, overwrite=True))
+    assert not np.array_equal(frames(other), frames(there[1]))
+
+
+def test_a_record_repeats_its_result_to_the_bit(settings, make_patch, images, tmp_path):
+    patches = [
+        make_patch("one/patch", targets="all", fps=11),
+        make_patch("two/patch", seed=3, sampler={"jump_length": 1}),
+    ]
+    first = settings(
+        patches=patches,
+        scales=[1.0, 0.5],
+        fit="pad",
+        seed=7,
+        low_memory=True,
+        decode_chunk_size=3,
+        manifest=manifest(images, {"start": "a.png", "end": "c.png", "motion_bucket_id": 60, "seed": 8}),
+    )
+    (folder,) = generate(first)
+    about = record(folder)
+    assert about["sources"]["fps"] == "patch card"
+    assert about["sources"]["jump_length"] == "patch card"
+    assert about["config"]["sampler"]["fps"] == 9
+    weights = [(patch / "adapter_model.safetensors").read_bytes() for patch in patches]
+    assert about["sha256"]["patches"] == [hashlib.sha256(data).hexdigest() for data in weights]
+
+    again = {**about["config"], "output": str(tmp_path / "again")}
+    (repeated,) = generate(InferConfig.model_validate_json(json.dumps(again)))
+    assert np.array_equal(frames(repeated), frames(folder))
+    told = record(repeated)
+    assert {**told["config"]} == about["config"]
+    assert set(told["sources"].values()) == {"caller"}
+
+    for number, change in enumerate(({"scales": [1.0, 0.0]}, {"fit": "crop"})):
+        other = {**again, **change, "output": str(tmp_path / str(number))}
+        (changed,) = generate(InferConfig.model_validate_json(json.dumps(other)))
+        assert not np.array_equal(frames(changed), frames(folder))
+
+
+def test_the_command_line_goes_before_the_manifest_and_that_before_the_card(settings, make_patch, images, capsys):
+    row = {"start": "a.png", "end": "b.png", "fps": 20, "motion_bucket_id": 30}
+    config = settings(
+        patches=[make_patch(fps=11, sampler={"motion_bucket_id": 99, "noise_scale_ratio": 0.9})],
+        manifest=manifest(images, row),
+        sampler=SamplerOverrides(num_inference_steps=2, fps=5.0),
+    )
+    (folder,) = generate(config)
+    about = record(folder)
+    used, sources = about["config"]["sampler"], about["sources"]
+    assert (used["fps"], sources["fps"]) == (5, "caller")
+    assert (used["motion_bucket_id"], sources["motion_bucket_id"]) == (30, "manifest")
+    assert (used["noise_scale_ratio"], sources["noise_scale_ratio"]) == (0.9, "patch card")
+    assert (used["height"], sources["height"]) == (32, "patch card")
+    assert (used["max_guidance_scale"], sources["max_guidance_scale"]) == (3, "default")
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("from the patch card"))
+    assert "noise_scale_ratio=0.9" in said
+    assert "fps" not in said
+
+
+def test_a_result_is_kept_unless_overwritten(settings, capsys):
+    (folder,) = generate(settings())
+    before = frames(folder)
+    stamp = (folder / "generation.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert generate(settings()) == [folder]
+    assert "another" not in capsys.readouterr().out
+    assert generate(settings(seed=1)) == [folder]
+    assert "made with another seed; see overwrite=true" in capsys.readouterr().out
+    assert (folder / "generation.json").stat().st_mtime_ns == stamp
+    generate(settings(seed=1, overwrite=True))
+    assert not np.array_equal(frames(folder), before)
+
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="move it away"):
+        generate(settings(overwrite=True))
+    assert (folder / "thesis.txt").read_text() == "mine"
+
+
+def test_bad_pairs_are_reported_and_the_rest_goes_on(settings, images, capsys):
+    (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:60])
+    rows = [
+        {"id": "bad", "start": "a.png", "end": "broken.png"},
+        {"id": "good", "start": "a.png", "end": "b.png"},
+    ]
+    (folder,) = generate(settings(manifest=manifest(images, *rows)))
+    out = capsys.readouterr().out
+    assert folder.name == "good"
+    assert "failed  bad: " in out
+    assert "broken.png" in out
+    assert "1 generated, 0 there already, 1 failed" in out
+    assert [path.name for path in folder.parent.iterdir()] == ["good"]
+    with pytest.raises(ValueError, match=r"no pair could be generated:\na-broken: .*broken\.png"):
+        generate(settings(start=images / "a.png", end=images / "broken.png"))
+    with pytest.raises(ValueError, match="nowhere"):
+        generate(settings(start=images / "a.png", end=images / "nowhere.png"))
+
+
+def test_a_video_that_is_not_finite_is_refused(settings, make_patch):
+    with pytest.raises(ValueError, match="not finite at precision=no"):
+        generate(settings(patches=[make_patch(size=1e30)]))
+    assert not settings().output.exists()
+
+
+def test_an_interrupt_keeps_what_is_finished(settings, images, monkeypatch):
+    rows = [{"id": name, "start": "a.png", "end": "b.png"} for name in ("one", "two", "three")]
+    write = generating.write_frames
+    written = []
+
+    def interrupted(folder, pixels):
+        write(folder, pixels)
+        written.append(folder)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(generating, "write_frames", interrupted)
+    config = settings(manifest=manifest(images, *rows))
+    with pytest.raises(KeyboardInterrupt):
+        generate(config)
+    assert os.listdir(config.output) == ["one"]
+    assert [folder.name for folder in generate(config)] == ["one", "two", "three"]
+    assert len(written) == 4
+
+
+def test_the_plan_says_what_would_happen_and_writes_nothing(settings, make_patch, images):
+    rows = [{"id": "one", "start": "a.png", "end": "b.png"}, {"id": "two", "loop": "c.png", "seed": 3, "fps": 4}]
+    sampler = SamplerOverrides(num_inference_steps=5, jump_length=1)
+    config = settings(
+        manifest=manifest(images, *rows), sampler=sampler, patches=[make_patch(domain="tiny things")], low_memory=True
+    )
+    text = plan(config)
+    assert not config.output.exists()
+    for part in ("on cpu, float32", "patch at 1 (tiny things)", "height = 32 (patch card)", "pairs: 2, of which 0"):
+        assert part in text
+    two = next(line for line in text.splitlines() if line.startswith("  two: "))
+    assert "seed=3, fps=4" in two
+    folders = generate(config)
+    assert f": {record(folders[0])['unet_calls']} UNet calls" in two
+    assert plan(config).count(": there already") == 2
+
+
+def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch, tmp_path):
+    with pytest.raises(ValueError, match="block_out_channels"):
+        generate(settings(model="miniature", patches=[make_patch()]))
+    with pytest.raises(FileNotFoundError, match="not a patch"):
+        generate(settings(patches=[tmp_path]))
+    with pytest.raises(ValueError, match="offload=true"):
+        generate(settings(device="cpu", offload=True))
+    with pytest.raises(ValueError, match="device='cuda:9'"):
+        generate(settings(device="cuda:9"))
+    with pytest.raises(ValueError, match="height=33"):
+        plan(settings(sampler=SMALL.model_copy(update={"height": 33})))
+    assert not settings().output.exists()
+
+
+def test_half_precision_is_applied_and_recorded(settings):
+    config = settings(precision="bf16", device="cpu")
+    assert str(load_pipeline(config).unet.dtype) == "torch.bfloat16"
+    (folder,) = generate(config)
+    assert record(folder)["dtype"] == "bfloat16"
+    assert record(folder)["config"]["precision"] == "bf16"
+
+
+def test_a_hub_model_is_recorded_by_its_commit(tiny_model, images, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_model, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    words = f"infer model=someone/tiny output={tmp_path / 'out'} loop={images / 'a.png'} sampler.height=32"
+    words += " sampler.width=48 sampler.num_frames=4 sampler.num_inference_steps=1"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "trfpp", *words.split()], env=environment, check=True, cwd=tmp_path)
+    assert record(tmp_path / "out" / "a")["config"]["revision"] == commit
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fps", "motion_bucket_id", "noise_scale_ratio"),
+    [("multiview", 7, 127, 1), ("video_frames", 7, 127, 0.95), ("gym_motion", 17, 10, 1), ("image2loop", 7, 127, 1)],
+)
+def test_recipes_hold_the_releases_settings(recipe, fps, motion_bucket_id, noise_scale_ratio):
+    bounds = ["loop=a"] if recipe == "image2loop" else ["start=a", "end=b"]
+    config = command_line(InferConfig, "infer", [recipe, "output=o", *bounds])
+    assert config.model == "stabilityai/stable-video-diffusion-img2vid-xt"
+    assert config.sampler.model_dump(exclude={"sampler"}) == {
+        "height": 576,
+        "width": 1024,
+        "num_frames": 25,
+        "num_inference_steps": 50,
+        "fps": fps,
+        "motion_bucket_id": motion_bucket_id,
+        "noise_aug_strength": 0.02,
+        "min_guidance_scale": 1,
+        "max_guidance_scale": 3,
+        "jump_length": 5,
+        "jump_n_sample": 2,
+        "repeat_step_ratio": 0.8,
+        "noise_scale_ratio": noise_scale_ratio,
+    }
+    assert (config.decode_chunk_size, config.seed) == (8, 42)

@@ -1,0 +1,232 @@
+"""Whole training runs: what they leave behind, being killed and resumed, signals, and two processes against one."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trfpp.trf.patch import read_card
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def relative(one, other):
+    difference = sum(float((one[key] - other[key]).square().sum()) for key in one)
+    return (difference / sum(float(other[key].square().sum()) for key in other)) ** 0.5
+
+
+def finish(process, seconds=180):
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Kept between the tests below: the patch of one uninterrupted run in a process of its own."""
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(reference, config, train_elsewhere):
+    if not reference:
+        run = config("uninterrupted", gradient_accumulation=2, steps=8)
+        code, _, err = finish(train_elsewhere(run))
+        assert code == 0, err
+        reference["weights"] = weights(run.output / "patch")
+    return reference["weights"]
+
+
+def test_a_run_leaves_a_patch_a_log_pictures_and_its_settings(config, train_here):
+    run = config(validation={"every": 3, "pairs": 1, "num_inference_steps": 2})
+    patch = train_here(run)
+    card = read_card(patch)
+    assert (card.training_steps, card.num_frames, card.height, card.width) == (6, 4, 32, 32)
+    assert card.fps == pytest.approx(8, rel=0.02)
+    assert card.motion is not None
+    assert card.motion.motion_bucket_median > 0
+    assert {"train loss", "validation loss", "validation inner PSNR"} <= card.metrics.keys()
+    assert all(float(value.abs().max()) > 0 for key, value in weights(patch).items() if "lora_B" in key)
+
+    log = EventAccumulator(str(run.output / "log")).Reload()
+    scalars = log.Tags()["scalars"]
+    assert {"train/loss", "train/learning rate", "train/gradient norm", "train/clips per second"} <= set(scalars)
+    assert any(name.startswith("loss by noise/") for name in scalars)
+    assert [event.step for event in log.Scalars("train/loss")] == [2, 4, 6]
+    assert len(log.Tags()["images"]) == 1
+    assert len(list((run.output / "validation").glob("step-*/*.png"))) == 2
+    assert "steps: 6" in (run.output / "train.yaml").read_text()
+    assert [path.name for path in sorted((run.output / "checkpoints").iterdir())] == ["step-000004", "step-000006"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_validation_moves_nothing(config, train_here):
+    plain = weights(train_here(config("plain", steps=3)))
+    validated = config("validated", steps=3, validation={"every": 1, "pairs": 1, "num_inference_steps": 1})
+    again = weights(train_here(validated))
+    other = weights(train_here(config("other", steps=3, seed=1)))
+    assert all(torch.equal(plain[key], again[key]) for key in plain)
+    assert not any(torch.equal(plain[key], other[key]) for key in plain)
+
+
+def test_dropout_is_seeded_by_the_step(config, train_here):
+    lora = {"dropout": 0.5}
+    whole = weights(train_here(config("whole", steps=4, lora=lora)))
+    train_here(config("parts", steps=2, lora=lora))
+    parts = weights(train_here(config("parts", steps=4, lora=lora)))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_finished_run_goes_on_when_given_more_steps(config, train_here):
+    whole = weights(train_here(config("whole", steps=4)))
+    train_here(config("longer", steps=2))
+    longer = weights(train_here(config("longer", steps=4)))
+    assert all(torch.equal(whole[key], longer[key]) for key in whole)
+    again = weights(train_here(config("longer", steps=4)))
+    assert all(torch.equal(longer[key], again[key]) for key in longer)
+
+
+def test_a_run_with_other_settings_is_not_continued(config, train_here):
+    train_here(config(steps=2))
+    with pytest.raises(ValueError, match=r"lora .*'rank': 2.*'rank': 4"):
+        train_here(config(steps=4, lora={"rank": 4}))
+
+
+def test_the_gradient_is_clipped(config, train_here):
+    log = {}
+    for name, norm in (("clipped", 1e-3), ("free", None)):
+        optim = {"max_grad_norm": norm, "eps": 1.0, "warmup_steps": 0}  # a large eps keeps Adam's step proportional
+        log[name] = weights(train_here(config(name, steps=1, optim=optim)))
+    sizes = {
+        name: sum(float(v.square().sum()) for k, v in state.items() if "lora_B" in k) ** 0.5
+        for name, state in log.items()
+    }
+    assert sizes["clipped"] == pytest.approx(1e-2 * 1e-3, rel=0.05)
+    assert sizes["free"] > 3 * sizes["clipped"]
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision_keeps_the_adapter_in_float32(config, train_here, precision):
+    patch = train_here(config(precision=precision, steps=3, gradient_checkpointing=True))
+    assert {value.dtype for value in weights(patch).values()} == {torch.float32}
+
+
+def test_the_8_bit_optimizer_trains(config, train_here):
+    patch = train_here(config(optim={"name": "adamw8bit"}, steps=3))
+    assert all(bool(value.isfinite().all()) for value in weights(patch).values())
+
+
+def test_no_vae_and_no_clip_tower_are_loaded_for_training(config, train_here, monkeypatch):
+    from trfpp.train import loop, validate
+
+    loaded = []
+    real = loop.load_component
+    for module in (loop, validate):
+        monkeypatch.setattr(
+            module, "load_component", lambda m, name, **kw: (loaded.append(name), real(m, name, **kw))[1]
+        )
+    train_here(config(steps=1))
+    assert loaded == ["unet"]
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(config, train_elsewhere, uninterrupted):
+    run = config("killed", gradient_accumulation=2, steps=8, checkpoint={"every": 3})
+    process = train_elsewhere(run)
+    checkpoints = run.output / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not (checkpoints / "step-000003").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == -signal.SIGKILL, err
+    assert not (run.output / "patch").exists()
+    code, out, err = finish(train_elsewhere(run))
+    assert code == 0, err
+    assert "resumed from" in out
+    assert "step-000003" in out or "step-000006" in out
+    ended = weights(run.output / "patch")
+    assert all(torch.equal(ended[key], uninterrupted[key]) for key in uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first(config, train_elsewhere, uninterrupted, number):
+    run = config(f"signal{number}", gradient_accumulation=2, steps=8, checkpoint={"every": 100})
+    slow = run.model_copy(update={"steps": 400})
+    process = train_elsewhere(slow)
+    deadline = time.monotonic() + 120
+    while not list((run.output / "log").glob("events*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 128 + number, err
+    assert "run the same command again" in err
+    (saved,) = (run.output / "checkpoints").iterdir()
+    state = json.loads((saved / "state.json").read_text())
+    assert 0 < state["step"] < 400
+    assert saved.name == f"step-{state['step']:06d}"
+
+
+def test_two_processes_equal_one_with_twice_the_accumulation(config, train_elsewhere, uninterrupted):
+    run = config("two", gradient_accumulation=1, steps=8)
+    code, _, err = finish(train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true"))
+    assert code == 0, err
+    assert relative(weights(run.output / "patch"), uninterrupted) <= 1e-5
+
+
+def test_both_ranks_hold_the_same_weights(config, train_elsewhere, tmp_path):
+    """Each rank writes what it holds after training, and what it drew."""
+    program = tmp_path / "ranks.py"
+    program.write_text(
+        "import sys, torch, yaml\n"
+        "from trfpp.configs.schema import TrainConfig\n"
+        "from trfpp.train import loop\n"
+        "from safetensors.torch import save_file\n"
+        "import os, json\n"
+        "rank = os.environ['RANK']\n"
+        "seen = []\n"
+        "real = loop.denoising_loss\n"
+        "def watch(model, batch, dtype):\n"
+        "    seen.append([float(batch.sigma.sum()), float(batch.noise.sum()), float(batch.latents.sum())])\n"
+        "    watch.model = model\n"
+        "    return real(model, batch, dtype)\n"
+        "loop.denoising_loss = watch\n"
+        "config = TrainConfig.model_validate_json(json.dumps(yaml.safe_load(open(sys.argv[1]))))\n"
+        "loop.train(config)\n"
+        "state = {k: v.detach().clone() for k, v in watch.model.module.named_parameters() if 'lora_' in k}\n"
+        "save_file(state, f'{sys.argv[2]}/{rank}.safetensors')\n"
+        "json.dump(seen, open(f'{sys.argv[2]}/{rank}.json', 'w'))\n"
+    )
+    import subprocess
+
+    import yaml
+
+    run = config("ranks", steps=3)
+    (tmp_path / "ranks.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json")))
+    command = [*TORCHRUN, str(program), str(tmp_path / "ranks.yaml"), str(tmp_path)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    drawn = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    values = [value for seen in drawn for step in seen for value in step]
+    assert len(set(values)) == len(values) == 18
+
+
+def test_fewer_processes_than_asked_for_is_an_error(config, train_here, train_elsewhere):
+    with pytest.raises(ValueError, match="asks for 2 processes, but training runs on 1"):
+        train_here(config(num_processes=2))
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    code, _, err = finish(train_elsewhere(config("launched"), launcher))
+    assert code != 0
+    assert "accelerate launch asks for 2 processes, but training runs on 1" in err
+    assert "torchrun --nproc_per_node 2" in err

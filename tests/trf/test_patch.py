@@ -1,0 +1,202 @@
+"""Patches: targets, zero start, saving and loading to the bit, refusal of what does not fit, mixing, fusing, unloading."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trfpp.trf import adapters
+from trfpp.trf.base import load_component
+from trfpp.trf.patch import load_patch, read_card
+
+
+@pytest.fixture
+def unet(tiny_model):
+    return load_component(tiny_model, "unet").eval()
+
+
+def output(unet):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return unet(
+            torch.randn(1, 4, 8, 8, 8, generator=generator),
+            torch.tensor(0.3),
+            torch.randn(1, 1, 32, generator=generator),
+            torch.tensor([[6.0, 127.0, 0.02]]),
+        ).sample
+
+
+def relative(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("preset", adapters.TARGET_PRESETS)
+def test_every_targeted_module_gets_a_gradient(unet, preset):
+    """The context is one token, so attn2.to_q and to_k would get none: no preset holds them."""
+    parameters = adapters.inject(unet, targets=preset, rank=2, alpha=2)
+    with torch.no_grad():  # lora_A has no gradient while lora_B is zero
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    generator = torch.Generator().manual_seed(0)
+    context, latents = torch.randn(1, 1, 32, generator=generator), torch.randn(1, 4, 8, 8, 8, generator=generator)
+    unet(latents, torch.tensor(0.3), context, torch.tensor([[6.0, 127.0, 0.02]])).sample.square().sum().backward()
+    assert min(float(parameter.grad.norm()) for parameter in parameters) > 1e-4
+
+
+def test_cross_attention_queries_are_dead(unet):
+    parameters = adapters.inject(unet, targets=r".*\.attn2\.to_[qk]", rank=2, alpha=2)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.fill_(0.1)
+    ids = torch.tensor([[6.0, 127.0, 0.02]])
+    unet(torch.randn(1, 4, 8, 8, 8), torch.tensor(0.3), torch.randn(1, 1, 32), ids).sample.sum().backward()
+    assert max(float(parameter.grad.norm()) for parameter in parameters) < 1e-4
+
+
+def test_presets_cover_what_they_say(unet):
+    names = [name for name, _ in unet.named_modules()]
+    matched = {p: {n for n in names if re.fullmatch(r, n)} for p, r in adapters.TARGET_PRESETS.items()}
+    assert matched["all"] == matched["temporal"] | matched["spatial"]
+    assert not matched["temporal"] & matched["spatial"]
+    assert matched["motion"] < matched["temporal"]
+    linear = {n for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "transformer_blocks" in n}
+    dead = {n for n in linear if re.search(r"attn2\.to_[qk]$", n)}
+    assert matched["all"] == linear - dead
+
+
+def test_fresh_adapter_changes_nothing_and_is_seeded(unet, tiny_model):
+    before = output(unet.requires_grad_(False))
+    adapters.inject(unet, targets="temporal", rank=2, alpha=2, seed=3)
+    assert torch.equal(output(unet), before)
+    other = load_component(tiny_model, "unet")
+    torch.manual_seed(99)
+    adapters.inject(other, targets="temporal", rank=2, alpha=2, seed=3)
+    one, two = adapters.adapter_state(unet), adapters.adapter_state(other)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_adapter_stays_float32_on_a_half_precision_base(tiny_model):
+    unet = load_component(tiny_model, "unet", dtype=torch.bfloat16)
+    parameters = adapters.inject(unet, targets="temporal", rank=2, alpha=2)
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+    assert unet.conv_in.weight.dtype == torch.bfloat16
+    assert {p.requires_grad for n, p in unet.named_parameters() if "lora_" not in n} == {False}
+
+
+def test_saved_and_loaded_again_to_the_bit(unet, make_patch):
+    folder = make_patch(rslora=True, alpha=3)
+    load_patch(unet, folder)
+    saved = load_file(folder / "adapter_model.safetensors")
+    loaded = adapters.adapter_state(unet)
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+    assert {p.requires_grad for n, p in unet.named_parameters() if "lora_" in n} == {False}
+    layer = next(m for m in unet.modules() if hasattr(m, "scaling"))
+    assert layer.scaling["default"] == pytest.approx(3 / 4**0.5)
+
+
+def test_loading_does_not_move_the_random_stream(unet, make_patch):
+    folder = make_patch()
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    load_patch(unet, folder)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_scales_mix_and_unloading_restores_the_base_to_the_bit(unet, make_patch):
+    base = output(unet)
+    load_patch(unet, make_patch("one", seed=1), "one")
+    one = output(unet)
+    load_patch(unet, make_patch("two", seed=2, targets="motion"), "two")
+    assert adapters.active_scales(unet) == {"one": 1.0, "two": 1.0}
+    both = output(unet)
+    assert relative(both, one) > 1e-3
+    adapters.set_scales(unet, {"one": 1.0})
+    assert torch.equal(output(unet), one)
+    adapters.set_scales(unet, {"one": 0.0})
+    assert relative(output(unet), base) < 1e-6
+    adapters.set_scales(unet, {"one": 0.5, "two": 2.0})
+    assert adapters.active_scales(unet) == {"one": 0.5, "two": 2.0}
+    adapters.remove_adapters(unet, ["two"])
+    assert adapters.active_scales(unet) == {"one": 0.5}
+    adapters.remove_adapters(unet)
+    assert torch.equal(output(unet), base)
+    assert not any("lora" in name for name, _ in unet.named_modules())
+    load_patch(unet, make_patch("again", seed=1))
+    assert torch.equal(output(unet), one)
+
+
+def test_fusing_equals_the_live_patch_and_unfusing_the_base(unet, make_patch):
+    base = output(unet)
+    load_patch(unet, make_patch(), "it")
+    adapters.set_scales(unet, {"it": 0.7})
+    live = output(unet)
+    adapters.fuse(unet)
+    assert relative(output(unet), live) < 1e-4
+    with pytest.raises(ValueError, match="fused"):
+        adapters.set_scales(unet, {"it": 1.0})
+    adapters.unfuse(unet)
+    assert torch.allclose(output(unet), live, atol=1e-5)
+    adapters.remove_adapters(unet)
+    assert relative(output(unet), base) < 1e-5
+
+
+def test_a_patch_for_another_base_is_refused_with_what_differs(unet, make_patch):
+    config = {**dict(unet.config), "num_frames": 25}
+    folder = make_patch(unet_fingerprint="0" * 64, unet_config={k: v for k, v in config.items() if k[0] != "_"})
+    before = output(unet)
+    with pytest.raises(ValueError, match=r"num_frames \(patch 25, model 14\)"):
+        load_patch(unet, folder)
+    assert torch.equal(output(unet), before)
+
+
+def rewrite(folder, change):
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: {k.replace("temporal", "missing"): v for k, v in state.items()}, "none of its"),
+        (lambda state: dict(list(state.items())[1:]), "disagree"),
+        (lambda state: {**state, "base_model.model.nowhere.lora_A.weight": torch.zeros(2, 2)}, "no module"),
+        (lambda state: {k: v[:, :-1].clone() if "lora_A" in k else v for k, v in state.items()}, "has 32 there"),
+    ],
+)
+def test_damaged_weights_are_refused_and_the_model_left_alone(unet, make_patch, change, said):
+    folder = make_patch()
+    rewrite(folder, change)
+    before = output(unet)
+    with pytest.raises(ValueError, match=said):
+        load_patch(unet, folder)
+    assert torch.equal(output(unet), before)
+    assert adapters.adapter_names(unet) == []
+
+
+def test_broken_cards_and_folders_say_what_is_wrong(make_patch, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not a patch folder.*patch\.json missing"):
+        read_card(tmp_path)
+    folder = make_patch()
+    card = json.loads((folder / "patch.json").read_text())
+    (folder / "patch.json").write_text(json.dumps({**card, "format_version": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        read_card(folder)
+    (folder / "patch.json").write_text(json.dumps({**card, "fps": "fast"}))
+    with pytest.raises(ValueError, match="broken patch card"):
+        read_card(folder)
+
+
+def test_unknown_names_and_patterns_are_named(unet, make_patch):
+    with pytest.raises(ValueError, match="matches no module"):
+        adapters.inject(unet, targets="nothing_like_it", rank=2, alpha=2)
+    with pytest.raises(ValueError, match="neither a preset"):
+        adapters.target_pattern("(")
+    load_patch(unet, make_patch(), "one")
+    with pytest.raises(ValueError, match=r"named 'two'.*one"):
+        adapters.set_scales(unet, {"two": 1.0})
+    with pytest.raises(ValueError, match="loaded already"):
+        load_patch(unet, make_patch("copy"), "one")

@@ -1,0 +1,229 @@
+"""The pipeline as people use it: loading, settings and their sources, batches, generators, outputs, callbacks, errors."""
+
+import logging
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from trfpp import TimeReversalFusionPipeline
+
+SMALL = {
+    "height": 32,
+    "width": 48,
+    "num_frames": 4,
+    "num_inference_steps": 3,
+    "jump_length": 1,
+    "repeat_step_ratio": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def clean(pipe):
+    yield pipe
+    pipe.unload_patches()
+
+
+def picture(seed, size=(48, 32)):
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def latents(pipe, *args, **kwargs):
+    return pipe(*args, **{**SMALL, **kwargs}, output_type="latent").frames
+
+
+def relative(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+def test_same_seed_same_bits_and_another_seed_differs(pipe):
+    one, two = (latents(pipe, picture(0), picture(1), generator=seeded(5)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, latents(pipe, picture(0), picture(1), generator=seeded(6)))
+
+
+def test_the_global_random_stream_is_neither_read_nor_moved(pipe):
+    torch.manual_seed(0)
+    one = latents(pipe, picture(0), picture(1), generator=seeded(5))
+    after = torch.randn(2)
+    torch.manual_seed(0)
+    assert torch.equal(torch.randn(2), after)
+    torch.manual_seed(1)
+    assert torch.equal(latents(pipe, picture(0), picture(1), generator=seeded(5)), one)
+
+
+def test_low_memory_gives_the_same_video_in_more_calls(pipe):
+    arguments = {**SMALL, "output_type": "latent"}
+    one = pipe(picture(0), picture(1), generator=seeded(5), **arguments)
+    four = pipe(picture(0), picture(1), generator=seeded(5), low_memory=True, **arguments)
+    assert relative(four.frames, one.frames) < 1e-4
+    assert four.unet_calls == 4 * one.unet_calls
+
+
+def test_a_pair_does_not_depend_on_its_batch(pipe):
+    pairs = [(picture(0), picture(1)), (picture(2), picture(3))]
+    together = latents(pipe, *map(list, zip(*pairs)), generator=[seeded(1), seeded(2)])
+    for row, (pair, seed) in enumerate(zip(pairs, (1, 2))):
+        assert relative(together[row : row + 1], latents(pipe, *pair, generator=seeded(seed))) < 1e-4
+
+
+def test_several_videos_a_pair(pipe):
+    frames = latents(pipe, picture(0), picture(1), num_videos_per_prompt=2, generator=[seeded(1), seeded(2)])
+    assert frames.shape[0] == 2
+    assert relative(frames[:1], latents(pipe, picture(0), picture(1), generator=seeded(1))) < 1e-4
+    assert relative(frames[1:], frames[:1]) > 1e-2
+
+
+def test_swapping_the_bounds_reverses_the_video(pipe):
+    """With the noise reversed too: nothing in the method prefers a direction but the model."""
+    noise, aug = torch.randn(1, 4, 4, 16, 24, generator=seeded(0)), torch.randn(1, 3, 32, 48, generator=seeded(1))
+    still = {"jump_n_sample": 1, "aug_noise": aug}
+    one = latents(pipe, picture(0), picture(1), latents=noise, **still)
+    other = latents(pipe, picture(1), picture(0), latents=noise.flip(1), **still)
+    assert relative(other.flip(1), one) < 1e-4
+
+
+def test_output_types(pipe):
+    arguments = {**SMALL, "num_inference_steps": 1}
+    results = {
+        kind: pipe(picture(0), picture(1), generator=seeded(0), output_type=kind, **arguments).frames
+        for kind in ("pil", "np", "pt", "latent")
+    }
+    assert len(results["pil"]) == 1
+    assert [image.size for image in results["pil"][0]] == [(48, 32)] * 4
+    assert results["np"].shape == (1, 4, 32, 48, 3)
+    assert results["pt"].shape == (1, 4, 3, 32, 48)
+    assert results["latent"].shape == (1, 4, 4, 16, 24)
+    assert np.allclose(results["np"], results["pt"].permute(0, 1, 3, 4, 2).numpy())
+    assert np.abs(np.asarray(results["pil"][0][2]) / 255 - results["np"][0, 2]).max() < 0.5 / 255 + 1e-6
+    assert 0 <= results["np"].min() <= results["np"].max() <= 1
+
+
+def test_decoding_in_chunks_keeps_frames_in_order(pipe):
+    arguments = {**SMALL, "num_inference_steps": 1, "output_type": "pt"}
+    one = pipe(picture(0), picture(1), generator=seeded(0), decode_chunk_size=1, **arguments).frames
+    latent = pipe(picture(0), picture(1), generator=seeded(0), **{**arguments, "output_type": "latent"}).frames
+    for frame in range(4):
+        alone = pipe.decode_latents(latent[:, frame : frame + 1], 1)[0, 0] / 2 + 0.5
+        assert torch.allclose(one[0, frame], alone.clamp(0, 1), atol=1e-5)
+
+
+def test_without_guidance_there_is_no_unconditional_half(pipe):
+    rows = []
+    handle = pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+    latents(pipe, picture(0), picture(1), max_guidance_scale=1.0, generator=seeded(0))
+    latents(pipe, picture(0), picture(1), generator=seeded(0))
+    handle.remove()
+    assert set(rows) == {2, 4}
+
+
+def test_callback_sees_and_may_replace_the_latents(pipe):
+    seen = []
+
+    def callback(pipeline, iteration, timestep, tensors):
+        seen.append((iteration, float(timestep)))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    result = latents(pipe, picture(0), picture(1), generator=seeded(0), callback_on_step_end=callback)
+    assert torch.equal(result, torch.zeros_like(result))
+    assert [iteration for iteration, _ in seen] == list(range(len(seen)))
+    assert len(seen) > SMALL["num_inference_steps"]
+
+
+def test_settings_come_from_caller_then_card_then_model_then_release(clean, make_patch, caplog):
+    bare = clean(picture(0), picture(1), height=32, width=48, num_inference_steps=1, output_type="latent")
+    assert (bare.settings.num_frames, bare.sources["num_frames"]) == (14, "model")
+    assert (bare.settings.fps, bare.sources["fps"]) == (7, "default")
+    motion = {"clips": 3, "score_median": 1, "score_p10": 0, "score_p90": 2, "motion_bucket_median": 61.0}
+    clean.load_patch(make_patch(motion=motion, sampler={"num_inference_steps": 2, "jump_n_sample": 1}), "it")
+    with caplog.at_level(logging.INFO):
+        result = clean(picture(0), picture(1), fps=11, output_type="latent")
+    expected = {"height": 32, "width": 48, "num_frames": 4, "motion_bucket_id": 61.0, "num_inference_steps": 2}
+    assert {name: getattr(result.settings, name) for name in expected} == expected
+    assert {result.sources[name] for name in expected} == {"patch card"}
+    assert (result.settings.fps, result.sources["fps"]) == (11, "caller")
+    assert "motion_bucket_id=61.0" in caplog.text
+
+
+def test_patches_change_the_video_and_go_away_without_a_trace(clean, make_patch):
+    base = latents(clean, picture(0), picture(1), generator=seeded(0))
+    clean.load_patch(make_patch("a.b"), scale=0.5)
+    assert list(clean.cards) == ["a_b"]
+    half = latents(clean, picture(0), picture(1), generator=seeded(0))
+    clean.set_patches(["a_b"])
+    full = latents(clean, picture(0), picture(1), generator=seeded(0))
+    assert min(relative(half, base), relative(full, half)) > 1e-3
+    clean.fuse_patches()
+    fused = latents(clean, picture(0), picture(1), generator=seeded(0))
+    assert relative(fused, full) < 1e-3
+    with pytest.raises(ValueError, match="unfuse_patches"):
+        clean.unload_patches()
+    clean.unfuse_patches()
+    clean.unload_patches()
+    assert clean.cards == {}
+    assert relative(latents(clean, picture(0), picture(1), generator=seeded(0)), base) < 1e-3
+
+
+def test_the_scheduler_is_left_alone(pipe):
+    before = pipe.scheduler.timesteps.clone()
+    latents(pipe, picture(0), picture(1), generator=seeded(0))
+    assert torch.equal(pipe.scheduler.timesteps, before)
+    assert pipe.scheduler.step_index is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"end_image": None}, "end_image"),
+        ({"start_image": []}, "start_image"),
+        ({"start_image": [picture(0), picture(1)]}, "2 start images but 1 end"),
+        ({"height": 33}, "multiples of 2"),
+        ({"num_frames": 1}, "num_frames=1"),
+        ({"sampler": "best"}, "sampler='best'"),
+        ({"latents": torch.zeros(1, 2, 3)}, "latents is"),
+        ({"aug_noise": torch.zeros(1, 3, 8, 8)}, "aug_noise is"),
+        ({"renoise_noise": torch.zeros(9, 1)}, "renoise_noise is"),
+        ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators"),
+        ({"output_type": "gif"}, "output_type='gif'"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents'"),
+    ],
+)
+def test_bad_calls_say_what_is_wrong(pipe, arguments, named):
+    bounds = {"start_image": picture(0), "end_image": picture(1)}
+    with pytest.raises(ValueError, match=named):
+        pipe(**{**bounds, **SMALL, "output_type": "latent", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("./nowhere", "no such folder"), ("nowhere", "no such folder"), (".", "no model_index.json")],
+)
+def test_bad_models_say_what_is_wrong(model, said):
+    with pytest.raises(ValueError, match=said):
+        TimeReversalFusionPipeline.from_pretrained(model)
+
+
+def test_the_miniature_has_svds_classes_and_runs_in_plain_diffusers():
+    from diffusers import StableVideoDiffusionPipeline
+
+    from trfpp.trf.miniature import miniature_folder
+
+    ours = TimeReversalFusionPipeline.from_pretrained("miniature")
+    stock = StableVideoDiffusionPipeline.from_pretrained(miniature_folder())
+    assert {n: type(c) for n, c in ours.components.items()} == {n: type(c) for n, c in stock.components.items()}
+    assert all(torch.equal(a, b) for a, b in zip(ours.unet.parameters(), stock.unet.parameters()))
+    stock.set_progress_bar_config(disable=True)
+    frames = stock(picture(0, (64, 64)), 64, 64, num_inference_steps=1, output_type="np").frames
+    assert frames.shape == (1, 12, 64, 64, 3)

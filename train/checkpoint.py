@@ -1,0 +1,140 @@
+"""Checkpoints: a patch folder that also holds what training needs to go on as if it had never stopped.
+
+    checkpoints/step-000500/
+        adapter_config.json, adapter_model.safetensors, patch.json   a complete patch, usable as it is
+        optimizer.safetensors                                        the optimizer's tensors
+        state.json                                                   step, digest of the settings, the rest
+
+The order of clips and every draw follow from the step alone (`train.data`), so no generator state is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..trf.adapters import STATE_PREFIX, adapter_state
+from ..trf.patch import WEIGHTS_FILE, PatchCard, write_patch_files
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    unet: Any,
+    card: PatchCard,
+    optimizer: torch.optim.Optimizer,
+    scaler: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `step` beside and rename it, then delete all but the newest `keep`.
+
+    Args:
+        folder: holds all checkpoints of the run.
+        step: optimizer steps done.
+        unet: with the adapter `default`.
+        card: of the patch as it is now.
+        optimizer: the plain optimizer, not accelerate's wrapper.
+        scaler: state of the fp16 gradient scaler, empty without one.
+        settings: those a resumed run must share.
+        keep: number of checkpoints kept.
+    """
+    target = folder / f"step-{step:06d}"
+    beside = folder / f".{target.name}.{os.getpid()}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    write_patch_files(beside, unet, card)
+    tensors, numbers = _optimizer_state(optimizer)
+    save_file(tensors, beside / OPTIMIZER_FILE)
+    state = {"step": step, "optimizer": numbers, "scaler": dict(scaler), "settings": dict(settings)}
+    (beside / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(beside, target)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / STATE_FILE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def resume(
+    checkpoint: Path, unet: Any, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Load a checkpoint into adapter and optimizer, to the bit; returns its state (step, scaler).
+
+    Raises:
+        ValueError: if it was made with other settings, naming them, or its weights are not those of the adapter.
+    """
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    saved = state["settings"]
+    differing = [
+        f"{key} (was {saved.get(key)!r}, is {settings.get(key)!r})"
+        for key in sorted({*saved, *settings})
+        if saved.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{checkpoint}: made with other settings: {', '.join(differing)}; restore them or choose another output."
+        )
+    weights = load_file(checkpoint / WEIGHTS_FILE)
+    own = adapter_state(unet)
+    if weights.keys() != own.keys():
+        raise ValueError(f"{checkpoint}: its weights are not those of this adapter.")
+    parameters = dict(unet.named_parameters())
+    with torch.no_grad():
+        for key, value in weights.items():
+            parameters[_live_name(key)].copy_(value)
+    _restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER_FILE), state["optimizer"])
+    return state
+
+
+def _live_name(key: str) -> str:
+    """Parameter name in the UNet of a saved weight: `….lora_A.weight` is `….lora_A.default.weight` there."""
+    path, _, leaf = key.removeprefix(STATE_PREFIX).rpartition(".")
+    return f"{path}.default.{leaf}"
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """State by `<parameter number>.<name>`, tensors and plain numbers apart."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, float] = {}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state[parameter].items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{name}"] = value.detach().cpu().clone().contiguous()
+            else:
+                numbers[f"{number}.{name}"] = value
+    return tensors, numbers
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]
+) -> None:
+    parameters = _parameters(optimizer)
+    for key, value in {**tensors, **numbers}.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        if isinstance(value, torch.Tensor) and name != "step":  # torch keeps its step counter on the CPU
+            value = value.to(parameter.device)
+        optimizer.state[parameter][name] = value

@@ -1,0 +1,149 @@
+"""Which clip and which draws belong to the n-th training sample.
+
+Everything random about sample `n` comes from a generator seeded with `(seed, n)`, so a run gives the same samples on
+one process or on many, resumed or not, with loader workers or without; and no two ranks ever share a draw.
+
+Shapes: B samples, F frames, latents `[B, F, C, h, w]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data_prep.latents import read_clip
+from ..trf.conditioning import micro_conditioning
+from ..trf.edm import log_normal_sigmas
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training sample, or a batch of them with a leading B; all float32, on the CPU until moved."""
+
+    latents: Tensor
+    """Clean, scaled video latents `[F, C, h, w]`."""
+    noise: Tensor
+    """Unit noise of the same shape."""
+    sigma: Tensor
+    """Noise level, `[]`."""
+    condition: Tensor
+    """Conditioning latents of the first frame `[C, h, w]`; zeros where the conditions are dropped."""
+    embedding: Tensor
+    """CLIP embedding of the first frame `[1, D]`; zeros where the conditions are dropped."""
+    added_time_ids: Tensor
+    """`(fps - 1, motion bucket, noise augmentation)`, `[3]`."""
+
+    def to(self, device: torch.device | str) -> Sample:
+        """The same on another device."""
+        return Sample(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Samples stacked into a batch."""
+    return Sample(**{f.name: torch.stack([getattr(s, f.name) for s in samples]) for f in fields(Sample)})
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed from several numbers or words, well mixed."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What the loader needs to know of a clip."""
+
+    clip_id: str
+    fps: float
+    motion_bucket: float
+
+
+class CachedSamples(Dataset[Sample]):
+    """Samples by their global number `n = 0, 1, 2, …`: epoch `n // len(clips)` is one permutation of the clips."""
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        cache: Path,
+        *,
+        scaling_factor: float,
+        sigma_mean: float,
+        sigma_std: float,
+        conditioning_dropout: float,
+        seed: int,
+    ) -> None:
+        self.clips = list(clips)
+        self.cache = cache
+        self.scaling_factor = scaling_factor
+        self.sigma_mean = sigma_mean
+        self.sigma_std = sigma_std
+        self.conditioning_dropout = conditioning_dropout
+        self.seed = seed
+
+    def clip_of(self, n: int) -> Clip:
+        """The clip of sample `n`."""
+        epoch, position = divmod(n, len(self.clips))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
+        return self.clips[int(torch.randperm(len(self.clips), generator=generator)[position])]
+
+    def __getitem__(self, n: int) -> Sample:
+        clip = self.clip_of(n)
+        cached = read_clip(self.cache, clip.clip_id)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "sample", n))
+        posterior_noise = torch.randn(cached["mean"].shape, generator=generator)
+        noise = torch.randn(cached["mean"].shape, generator=generator)
+        sigma = log_normal_sigmas((), self.sigma_mean, self.sigma_std, generator)
+        augmentation = int(torch.randint(len(cached["start.noise_aug"]), (), generator=generator))
+        kept = float(torch.rand((), generator=generator) >= self.conditioning_dropout)
+        ids = micro_conditioning(clip.fps, clip.motion_bucket, cached["start.noise_aug"][augmentation], 1)[0]
+        return Sample(
+            latents=(cached["mean"] + cached["std"] * posterior_noise) * self.scaling_factor,
+            noise=noise,
+            sigma=sigma,
+            condition=cached["start.condition"][augmentation] * kept,
+            embedding=cached["start.embedding"] * kept,
+            added_time_ids=ids,
+        )
+
+
+class RankOrder(Sampler[int]):
+    """The numbers of the samples that one rank sees, in its order, from optimizer step `start` to step `stop`.
+
+    A global batch is `accumulation` rounds of `num_processes * batch_size` consecutive samples, split between the
+    ranks: twice the processes with half the accumulation see the same global batches.
+    """
+
+    def __init__(
+        self, *, start: int, stop: int, batch_size: int, accumulation: int, rank: int, num_processes: int
+    ) -> None:
+        self.rounds = range(start * accumulation, stop * accumulation)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_processes = num_processes
+
+    def __len__(self) -> int:
+        return len(self.rounds) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self.rounds:
+            first = (number * self.num_processes + self.rank) * self.batch_size
+            yield from range(first, first + self.batch_size)
+
+
+def loader(samples: CachedSamples, order: RankOrder, workers: int) -> DataLoader[Any]:
+    """Batches of `order`'s samples, read ahead by `workers` processes (0: in the loop)."""
+    return DataLoader(
+        samples,
+        batch_size=order.batch_size,
+        sampler=order,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )

@@ -1,0 +1,258 @@
+"""The training loop, readable top to bottom: batch -> loss -> backward -> step -> log -> save.
+
+To resume, run the same command again. Ctrl-C and SIGTERM save a checkpoint and exit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from ..data_prep.dataset import load_clips
+from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache
+from ..data_prep.motion import statistics
+from ..trf.adapters import inject
+from ..trf.base import essential_config, fingerprint, load_component, load_config
+from ..trf.patch import PatchCard, save_patch
+from ..version import __version__
+from .checkpoint import list_checkpoints, resume, save_checkpoint
+from .data import CachedSamples, Clip, RankOrder, derived_seed, loader
+from .log import TrainingLog
+from .objective import denoising_loss
+from .optim import learning_rate, make_optimizer
+from .plan import Plan, make_plan
+from .processes import StopRequest, check_processes
+from .validate import Validator
+
+if TYPE_CHECKING:
+    from ..configs.schema import TrainConfig
+
+# Settings a resumed run may change: they touch neither the weights nor the order of clips.
+_FREE = {
+    "output",
+    "data",
+    "cache",
+    "steps",
+    "log_every",
+    "checkpoint",
+    "validation",
+    "loader_workers",
+    "num_processes",
+    "dry_run",
+    "domain",
+}
+# Their product is what counts, and is compared in their place.
+_BATCH = {"batch_size", "gradient_accumulation"}
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved a checkpoint; `number` is the signal."""
+
+    def __init__(self, number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped; run the same command again to go on from {checkpoint}.")
+        self.number = number
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a patch; returns its folder.
+
+    Raises:
+        ValueError: for settings that cannot work.
+        Stopped: after a signal, once a checkpoint is saved.
+    """
+    # 1. Processes and plan
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_dir=str(config.output),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    check_processes(accelerator.num_processes, config.num_processes)
+    plan = make_plan(config, accelerator.num_processes)
+    accelerator.print(plan.text)
+    patch_folder = config.output / "patch"
+    if config.dry_run:
+        return patch_folder
+
+    # 2. Data: conditioning from the cache; if there is none yet, each process encodes its share
+    cache = config.cache or find_cache(config.data, config.model, config.revision)
+    if cache is None:
+        accelerator.print("the dataset's conditioning is not cached yet for this model: encoding it once.")
+        cache = make_cache(config, accelerator)
+    samples = make_samples(config, cache, "train")
+
+    # 3. Model, adapter, optimizer
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+    unet = load_component(config.model, "unet", dtype=dtype, revision=config.revision, variant=config.variant)
+    lora = config.lora
+    parameters = inject(
+        unet, targets=lora.targets, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora, dropout=lora.dropout,
+        seed=config.seed,
+    )  # fmt: skip
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    optimizer = make_optimizer(parameters, config.optim)
+    model, wrapped_optimizer = accelerator.prepare(unet, optimizer)
+
+    # 4. Resume
+    checkpoints = config.output / "checkpoints"
+    binding = binding_settings(config, plan, cache)
+    start = 0
+    if existing := list_checkpoints(checkpoints):
+        state = resume(existing[-1], unet, optimizer, binding)
+        start = state["step"]
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        accelerator.print(f"resumed from {existing[-1]}.")
+
+    if accelerator.is_main_process:
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "train.yaml").write_text(f"# trfpp train\n{config.as_yaml()}", encoding="utf-8")
+
+    # 5. The loop
+    order = RankOrder(
+        start=start, stop=config.steps, batch_size=config.batch_size, accumulation=config.gradient_accumulation,
+        rank=accelerator.process_index, num_processes=accelerator.num_processes,
+    )  # fmt: skip
+    batches = iter(loader(samples, order, config.loader_workers))
+    validator = make_validator(config, cache, dtype, accelerator.device)
+    log = TrainingLog(accelerator, config)
+    card = make_card(config, plan)
+
+    def save(step: int) -> Path:
+        path = checkpoints / f"step-{step:06d}"
+        if accelerator.is_main_process:
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+            now = card.model_copy(update=dict(training_steps=step, metrics=log.metrics))
+            save_checkpoint(checkpoints, step, unet, now, optimizer, scaler, binding, config.checkpoint.keep)
+        accelerator.wait_for_everyone()
+        return path
+
+    with StopRequest() as stop, log:
+        for step in range(start, config.steps):
+            torch.manual_seed(derived_seed(config.seed, "dropout", step, accelerator.process_index))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config.steps, config.optim)
+            for micro in range(config.gradient_accumulation):
+                batch = next(batches).to(accelerator.device)
+                last = micro == config.gradient_accumulation - 1
+                with nullcontext() if last else accelerator.no_sync(model):
+                    losses = denoising_loss(model, batch, dtype)
+                    accelerator.backward(losses.mean() / config.gradient_accumulation)
+                log.add(batch.sigma, losses.detach())
+            if config.optim.max_grad_norm is not None:
+                log.grad_norm = accelerator.clip_grad_norm_(parameters, config.optim.max_grad_norm)
+            wrapped_optimizer.step()
+            wrapped_optimizer.zero_grad()
+
+            done = step + 1
+            log.step(done, plan.clips_per_step, learning_rate(step, config.steps, config.optim))
+            if config.validation.every and (done % config.validation.every == 0 or done == config.steps):
+                if accelerator.is_main_process:
+                    log.validation(done, validator.run(unet))
+                accelerator.wait_for_everyone()
+            requested = _agreed(accelerator, stop.number)
+            if done % config.checkpoint.every == 0 or done == config.steps or requested:
+                path = save(done)
+                if requested and done < config.steps:
+                    raise Stopped(requested, path)
+
+    # 6. The patch
+    if accelerator.is_main_process:
+        final = card.model_copy(update=dict(training_steps=config.steps, metrics=log.metrics))
+        save_patch(patch_folder, unet, final)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return patch_folder
+
+
+def _agreed(accelerator: Accelerator, number: int) -> int:
+    """The signal any rank has received, the same on all, so that all stop at one step; 0 for none."""
+    if accelerator.num_processes == 1:
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+
+def make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
+    """Cache the dataset's conditioning on all processes; returns its folder."""
+    key = CacheKey(model=config.model, revision=config.revision)
+    folder = build_cache(
+        config.data,
+        key,
+        variant=config.variant,
+        device=accelerator.device,
+        progress=accelerator.is_main_process,
+        share=(accelerator.process_index, accelerator.num_processes),
+    )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        finish_cache(config.data, key)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def make_samples(config: TrainConfig, cache: Path, split: str, dropout: bool = True) -> CachedSamples:
+    """Samples of one split of the dataset; without `dropout` the conditions are always there."""
+    clips = load_clips(config.data, split)
+    columns = zip(clips["clip_id"], clips["fps"], clips["motion_bucket"])
+    return CachedSamples(
+        [Clip(*values) for values in columns],
+        cache,
+        scaling_factor=load_config(config.model, "vae", revision=config.revision)["scaling_factor"],
+        sigma_mean=config.objective.sigma_mean,
+        sigma_std=config.objective.sigma_std,
+        conditioning_dropout=config.objective.conditioning_dropout if dropout else 0.0,
+        seed=config.seed,
+    )
+
+
+def make_validator(config: TrainConfig, cache: Path, dtype: torch.dtype, device: torch.device) -> Validator:
+    """The validator of a run, on the first held-out clips."""
+    clips = load_clips(config.data, "validation")
+    return Validator(
+        model=config.model,
+        revision=config.revision,
+        variant=config.variant,
+        clips=[clips[i] for i in range(min(config.validation.pairs, len(clips)))],
+        samples=make_samples(config, cache, "validation", dropout=False) if len(clips) else None,
+        num_inference_steps=config.validation.num_inference_steps,
+        seed=config.validation.seed,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def binding_settings(config: TrainConfig, plan: Plan, cache: Path) -> dict[str, Any]:
+    """The settings two runs must share for one to continue the other."""
+    values = config.model_dump(mode="json", exclude=_FREE | _BATCH)
+    return {**values, "cache": cache.name, "clips per step": plan.clips_per_step, "training clips": plan.train_clips}
+
+
+def make_card(config: TrainConfig, plan: Plan) -> PatchCard:
+    """The patch card of a run, as far as it is known before training."""
+    clips = load_clips(config.data, "train")
+    unet_config = load_config(config.model, "unet", revision=config.revision)
+    resolved = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return PatchCard(
+        trfpp_version=__version__,
+        base_model=config.model,
+        base_revision=config.revision,
+        unet_fingerprint=fingerprint(unet_config),
+        unet_config=essential_config(unet_config),
+        domain=config.domain,
+        height=plan.height,
+        width=plan.width,
+        num_frames=plan.num_frames,
+        fps=round(float(np.median(clips["fps"])), 3),
+        motion=statistics(clips["motion_score"], clips["motion_bucket"]),
+        training_digest=hashlib.sha256(resolved.encode()).hexdigest(),
+    )

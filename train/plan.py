@@ -1,0 +1,77 @@
+"""What a training run will do, worked out before anything heavy is loaded, and printed by `--dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..data_prep.dataset import load_clips
+from ..trf.adapters import inject
+from ..trf.base import empty_unet
+
+if TYPE_CHECKING:
+    from ..configs.schema import TrainConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run."""
+
+    train_clips: int
+    validation_clips: int
+    num_frames: int
+    height: int
+    width: int
+    clips_per_step: int
+    epochs: float
+    trainable_parameters: int
+    adapted_modules: int
+    frozen_parameters: int
+    text: str
+    """All of it, for people."""
+
+
+def make_plan(config: TrainConfig, num_processes: int) -> Plan:
+    """Work out the plan of a run.
+
+    Raises:
+        ValueError: if the dataset has no training clips, or the settings do not fit model or data.
+    """
+    train, validation = load_clips(config.data, "train"), load_clips(config.data, "validation")
+    if not len(train):
+        raise ValueError(f"data={str(config.data)!r}: the dataset has no training clips.")
+    unet = empty_unet(config.model, revision=config.revision)
+    frozen = sum(parameter.numel() for parameter in unet.parameters())
+    lora = config.lora
+    parameters = inject(unet, targets=lora.targets, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora)
+    trainable = sum(parameter.numel() for parameter in parameters)
+    modules = len(parameters) // 2
+    clip = train[0]
+    height, width, frames = clip["height"], clip["width"], len(clip["frame_indices"])
+    per_step = config.batch_size * config.gradient_accumulation * num_processes
+    epochs = config.steps * per_step / len(train)
+    lines = [
+        f"clips        {len(train)} for training, {len(validation)} held out; {frames} frames of {height}x{width}",
+        f"a step       {config.batch_size} a batch x {config.gradient_accumulation} accumulated x {num_processes} "
+        f"processes = {per_step} clips",
+        f"steps        {config.steps}, {epochs:.1f} epochs",
+        f"patch        {modules} modules ({lora.targets}), rank {lora.rank}: {trainable:,} trainable parameters",
+        f"base         {config.model}: {frozen:,} frozen parameters, precision {config.precision}",
+        f"optimizer    {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}, "
+        f"{config.optim.warmup_steps} warm-up steps",
+        f"output       {config.output}: checkpoint every {config.checkpoint.every} steps, "
+        f"validation every {config.validation.every}",
+    ]
+    return Plan(
+        train_clips=len(train),
+        validation_clips=len(validation),
+        num_frames=frames,
+        height=height,
+        width=width,
+        clips_per_step=per_step,
+        epochs=epochs,
+        trainable_parameters=trainable,
+        adapted_modules=modules,
+        frozen_parameters=frozen,
+        text="\n".join(lines),
+    )

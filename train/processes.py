@@ -1,0 +1,74 @@
+"""Whether training runs on as many processes as were asked for, and how it is asked to stop.
+
+`accelerate launch --cpu --num_processes 2` starts one process and says nothing, after which everything would work, at
+half the batch. So the launcher that started this process is asked what it had been told.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+
+def asked_of_accelerate(arguments: Sequence[str]) -> int | None:
+    """The number of processes an `accelerate launch` command line (or its machine file) asks for; `None` if none."""
+    words = [Path(word).name for word in arguments]
+    starts = [i for i, word in enumerate(words) if word == "launch" and i and words[i - 1].startswith("accelerate")]
+    starts += [i for i, word in enumerate(words) if word in ("accelerate-launch", "accelerate.commands.launch")]
+    if not starts:
+        return None
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    told, _ = launch_command_parser().parse_known_args(list(arguments[starts[0] + 1 :]))
+    if told.num_processes is not None:
+        return int(told.num_processes)
+    if told.config_file is not None:
+        return int(load_config_from_file(told.config_file).num_processes)
+    return None
+
+
+def check_processes(running: int, expected: int | None) -> None:
+    """Stop unless `running` processes are what was asked for, by the settings (`expected`) or by accelerate's launcher.
+
+    Raises:
+        ValueError: with both numbers and the command that works.
+    """
+    parent = psutil.Process().parent()
+    asked = asked_of_accelerate(parent.cmdline()) if parent else None
+    for number, source in ((expected, "num_processes in the settings"), (asked, "accelerate launch")):
+        if number is not None and number != running:
+            raise ValueError(
+                f"{source} asks for {number} processes, but training runs on {running}. accelerate starts only one on "
+                f"CPUs; there use: ACCELERATE_USE_CPU=true torchrun --nproc_per_node {number} -m trfpp.train CONFIG."
+            )
+
+
+class StopRequest:
+    """Turns SIGTERM and Ctrl-C into a request that the loop honours at its next step; a second one ends at once."""
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._handle) for number in self.signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()

@@ -1,0 +1,147 @@
+"""Validation in the loop: what training is for, bounded generation between held-out frames, and the held-out loss.
+
+Runs the same pipeline as inference on the live UNet. VAE and CLIP are loaded on first use and kept off the device
+between validations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..data_prep.dataset import clip_frames
+from ..trf.base import load_component
+from ..trf.pipeline import TimeReversalFusionPipeline
+from .data import CachedSamples, collate
+from .objective import denoising_loss
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one validation."""
+
+    metrics: dict[str, float]
+    """Scalars, means over the pairs."""
+    pictures: dict[str, PIL.Image.Image]
+    """By clip: truth above, generation below, evenly spaced frames from start to end."""
+
+
+def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 arrays of one shape; 100 for equal ones."""
+    error = np.mean((frames.astype(np.float64) - truth.astype(np.float64)) ** 2)
+    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def strip(rows: Sequence[np.ndarray], columns: int = 7) -> PIL.Image.Image:
+    """Videos `[F, H, W, 3]` uint8 as rows of evenly spaced frames."""
+    picks = np.unique(np.linspace(0, len(rows[0]) - 1, columns).round().astype(int))
+    return PIL.Image.fromarray(np.concatenate([np.concatenate(list(row[picks]), axis=1) for row in rows]))
+
+
+class Validator:
+    """Samples held-out pairs through TRF with the patch as it is.
+
+    Args:
+        model: base model, of which VAE, CLIP tower and scheduler are used.
+        revision: of a hub model.
+        variant: file variant of a hub model.
+        clips: rows of the dataset's validation split to join the ends of.
+        samples: held-out samples for the loss, `None` for none.
+        num_inference_steps: denoising steps.
+        seed: of the sampler's draws.
+        dtype: of the UNet's inputs, and of VAE and CLIP.
+        device: where to run.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        revision: str | None,
+        variant: str | None,
+        clips: Sequence[dict[str, Any]],
+        samples: CachedSamples | None,
+        num_inference_steps: int,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.source = dict(revision=revision, variant=variant)
+        self.model = model
+        self.clips = clips
+        self.samples = samples
+        self.num_inference_steps = num_inference_steps
+        self.seed = seed
+        self.dtype = dtype
+        self.device = device
+        self._companions: dict[str, Any] = {}
+
+    def run(self, unet: Any) -> Outcome:
+        """Validate the (unwrapped) UNet with its adapter; leaves it in training mode."""
+        unet.eval()
+        try:
+            metrics = self._loss(unet)
+            pictures: dict[str, PIL.Image.Image] = {}
+            inner, bounds = [], []
+            pipe = self._pipeline(unet)
+            for clip in self.clips:
+                truth = clip_frames(clip)
+                video = self._generate(pipe, clip, truth)
+                pictures[clip["clip_id"]] = strip([truth, video])
+                inner.append(psnr(video[1:-1], truth[1:-1]))
+                bounds.append(psnr(video[[0, -1]], truth[[0, -1]]))
+            if self.clips:
+                metrics |= {"inner PSNR": float(np.mean(inner)), "bound PSNR": float(np.mean(bounds))}
+            for name in ("vae", "image_encoder"):
+                self._companions[name].to("cpu")
+            return Outcome(metrics, pictures)
+        finally:
+            unet.train()
+
+    @torch.no_grad()
+    def _loss(self, unet: Any) -> dict[str, float]:
+        if self.samples is None:
+            return {}
+        numbers = range(max(8, len(self.samples.clips)))
+        losses = [denoising_loss(unet, collate([self.samples[n]]).to(self.device), self.dtype) for n in numbers]
+        return {"loss": float(torch.cat(losses).mean())}
+
+    def _pipeline(self, unet: Any) -> TimeReversalFusionPipeline:
+        for name in ("vae", "image_encoder", "feature_extractor", "scheduler"):
+            if name not in self._companions:
+                self._companions[name] = load_component(self.model, name, dtype=self.dtype, **self.source)
+        pipe = TimeReversalFusionPipeline(unet=unet, **self._companions)
+        for name in ("vae", "image_encoder"):
+            self._companions[name].to(self.device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _generate(self, pipe: TimeReversalFusionPipeline, clip: dict[str, Any], truth: np.ndarray) -> np.ndarray:
+        start, end = (PIL.Image.fromarray(truth[i]) for i in (0, -1))
+        frames = pipe(
+            start,
+            end,
+            height=truth.shape[1],
+            width=truth.shape[2],
+            num_frames=len(truth),
+            num_inference_steps=self.num_inference_steps,
+            fps=clip["fps"],
+            motion_bucket_id=clip["motion_bucket"],
+            generator=torch.Generator().manual_seed(self.seed),
+            decode_chunk_size=8,
+            output_type="np",
+        ).frames[0]
+        return np.asarray((frames * 255).round(), dtype=np.uint8)
+
+
+def save_pictures(outcome: Outcome, folder: Path) -> None:
+    """Write the pictures as PNG files into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in outcome.pictures.items():
+        picture.save(folder / f"{name}.png")

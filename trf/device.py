@@ -1,0 +1,23 @@
+"""Which device to run on."""
+
+from __future__ import annotations
+
+import torch
+
+
+def best_device(asked: str | None = None) -> torch.device:
+    """The device asked for, else the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: if the device asked for is not there.
+    """
+    if asked is not None:
+        try:
+            return torch.empty(0, device=asked).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device={asked!r}: not available here: {str(error).splitlines()[0]}") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

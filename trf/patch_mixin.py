@@ -1,0 +1,77 @@
+"""Patches of a pipeline: loading, mixing, fusing and unloading them, and the settings they recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import adapters
+from .patch import PatchCard, load_patch
+
+
+class PatchesMixin:
+    """What a pipeline with a `unet` needs to use patches; `cards` holds the card of each that is loaded."""
+
+    unet: Any
+    cards: dict[str, PatchCard]
+
+    def load_patch(self, path: str | Path, name: str | None = None, scale: float = 1.0) -> PatchCard:
+        """Load a patch folder and make it active beside those already active.
+
+        Args:
+            path: patch folder.
+            name: name to address it by; the folder's name by default.
+            scale: 1 is the patch as trained, 0 is the base model.
+
+        Raises:
+            FileNotFoundError: if the folder is no patch.
+            ValueError: if it does not fit the model, with what differs, or the name is taken.
+        """
+        name = (name or Path(path).resolve().name).replace(".", "_")
+        scales = adapters.active_scales(self.unet)
+        if adapters.is_fused(self.unet):
+            raise ValueError("patches are fused into the weights; call unfuse_patches() first.")
+        card = load_patch(self.unet, path, name)
+        self.cards[name] = card
+        adapters.set_scales(self.unet, {**scales, name: scale})
+        return card
+
+    def set_patches(self, scales: Mapping[str, float] | Sequence[str]) -> None:
+        """Make exactly these patches active, each at its scale (a plain list means scale 1).
+
+        Raises:
+            ValueError: for a patch that is not loaded.
+        """
+        adapters.set_scales(self.unet, scales if isinstance(scales, Mapping) else dict.fromkeys(scales, 1.0))
+
+    def unload_patches(self, names: Sequence[str] | None = None) -> None:
+        """Take patches out (all by default). The base model is then as it was, to the bit.
+
+        Raises:
+            ValueError: for a patch that is not loaded, or while patches are fused.
+        """
+        for name in list(self.cards) if names is None else names:
+            adapters.remove_adapters(self.unet, [name])
+            del self.cards[name]
+
+    def fuse_patches(self) -> None:
+        """Add the active patches to the model's weights, so that they cost nothing per step."""
+        adapters.fuse(self.unet)
+
+    def unfuse_patches(self) -> None:
+        """Undo `fuse_patches`, up to rounding."""
+        adapters.unfuse(self.unet)
+
+    @property
+    def recommended(self) -> dict[str, Any]:
+        """Sampler settings that the active patches recommend; of several patches, the one loaded last decides."""
+        recommended: dict[str, Any] = {}
+        for name in adapters.active_scales(self.unet):
+            card = self.cards.get(name)
+            if card:
+                recommended |= dict(height=card.height, width=card.width, num_frames=card.num_frames, fps=card.fps)
+                if card.motion:
+                    recommended["motion_bucket_id"] = card.motion.motion_bucket_median
+                recommended |= card.sampler
+        return recommended
