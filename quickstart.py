@@ -6,12 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from .configs.schema import ExportConfig, InferConfig, QuickstartConfig, SamplerOverrides, TrainConfig
+from .configs.schema import (
+    CheckpointSettings,
+    ExportConfig,
+    InferConfig,
+    OptimSettings,
+    QuickstartConfig,
+    SamplerOverrides,
+    TrainConfig,
+    ValidationSettings,
+)
 from .data_prep.bounds import Pair, read_manifest, write_pairs
 from .data_prep.dataset import prepare
 from .data_prep.frames import load_image
 from .data_prep.procedural import write_linear_world
-from .data_prep.video import replacing
+from .data_prep.writing import replacing
 from .infer.export import export
 from .infer.generate import generate
 from .infer.sheets import contact_sheet
@@ -52,9 +61,9 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
             steps=config.steps,
             seed=config.seed,
             loader_workers=0,
-            optim={"lr": 1e-3, "warmup_steps": 10, "schedule": "cosine"},
-            checkpoint={"every": 50, "keep": 1},
-            validation={"every": 0},
+            optim=OptimSettings(lr=1e-3, warmup_steps=10, schedule="cosine"),
+            checkpoint=CheckpointSettings(every=50, keep=1),
+            validation=ValidationSettings(every=0),
         )
     )
 

@@ -90,11 +90,11 @@ def command_line(model: type[S], command: str, argv: Sequence[str]) -> S:
     default: Any = tyro.MISSING_NONPROP if file is None else _from_file(model, read_yaml(file), str(file))
     settings: S = tyro.cli(
         model,
-        args=[token for word in words for token in _as_flags(word)],
+        args=[token for word in words for token in _as_flags(model, word)],
         default=default,
         prog=f"trfpp {command}",
         description=_description(model, command, names),
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+        config=(tyro.conf.AvoidSubcommands,),
         use_underscores=True,
     )
     return settings
@@ -106,15 +106,18 @@ def _description(model: type[Settings], command: str, names: Mapping[str, Path])
     return "\n".join(lines)
 
 
-def _as_flags(word: str) -> list[str]:
-    """`a.b=1` as `--a.b 1`; a YAML list becomes several words."""
+def _as_flags(model: type[Settings], word: str) -> list[str]:
+    """`a.b=1` as `--a.b=1`; a YAML list becomes several words, and a switch `--a.b` or `--a.no-b`."""
     match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", word, flags=re.DOTALL)
     if not match:
         return [word]
     key, text = match.groups()
     if text.startswith("["):
         return [f"--{key}", *(str(item) for item in yaml.load(text, Loader=_Loader))]
-    return [f"--{key}={ {'null': 'None', 'true': 'True', 'false': 'False'}.get(text, text) }"]
+    if text.lower() in ("true", "false") and dict(_fields(model)).get(key) is bool:
+        path, _, leaf = key.rpartition(".")
+        return [f"--{path}{'.' if path else ''}{'' if text.lower() == 'true' else 'no-'}{leaf}"]
+    return [f"--{key}={'None' if text == 'null' else text}"]
 
 
 def _from_file(model: type[S], values: Mapping[str, Any], where: str) -> Any:
@@ -137,7 +140,7 @@ def _from_file(model: type[S], values: Mapping[str, Any], where: str) -> Any:
         annotation: Any = typing.Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         try:
             # JSON mode is strict about types, yet takes a list for a tuple and a string for a path, as YAML has them.
-            content[name] = TypeAdapter(annotation).validate_json(json.dumps(value, default=str))
+            content[name] = TypeAdapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
         except ValidationError as error:
             errors += [_sentence(model, {**e, "loc": (name, *e["loc"])}, where) for e in error.errors()]
     if errors:
@@ -152,19 +155,20 @@ def _sentence(model: type[BaseModel], error: Mapping[str, Any], where: str) -> s
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        valid = list(_keys(model))
+        valid = [name for name, _ in _fields(model)]
         leaf = [name for name in valid if name.split(".")[-1] == path[-1]]
         near = leaf or difflib.get_close_matches(key, valid, 1, 0.4) or [", ".join(_children(model, path[:-1]))]
         return f"{where}: unknown setting {key!r}; did you mean {near[0]!r}?"
     return f"{where}: {key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}."
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> typing.Iterator[str]:
+def _fields(model: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """Dotted names of all settings and their types."""
     for name, field in model.model_fields.items():
-        yield prefix + name
+        yield prefix + name, field.annotation
         inner = _model_of(field.annotation)
         if inner:
-            yield from _keys(inner, f"{prefix}{name}.")
+            yield from _fields(inner, f"{prefix}{name}.")
 
 
 def _children(model: type[BaseModel], path: Sequence[str]) -> list[str]:

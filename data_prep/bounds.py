@@ -14,7 +14,7 @@ from PIL import Image
 
 from .dataset import clip_frames, load_clips
 from .plan import Split
-from .video import replacing, write_frames
+from .writing import replacing, write_frames
 
 MANIFEST_FILE = "pairs.jsonl"
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -23,7 +23,8 @@ from .clips import Window
 from .frames import fit
 from .motion import motion_bucket, motion_score, statistics
 from .plan import ClipSettings, PlannedVideo, Split, name_in, plan
-from .video import UnreadableVideo, find_videos, replacing
+from .video import UnreadableVideo, find_videos
+from .writing import replacing
 
 REPORT_FILE = "report.json"
 FEATURES = datasets.Features(

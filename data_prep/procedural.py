@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .video import write_video
+from .writing import write_video
 
 Waves = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..data_prep.video import replacing
+from ..data_prep.writing import replacing
 from ..trf.adapters import adapter_names
 from ..trf.base import empty_unet, load_component
 from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, load_patch

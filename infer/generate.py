@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data_prep.bounds import Pair, read_manifest
 from ..data_prep.frames import fit_image, load_image
-from ..data_prep.video import replacing, write_frames, write_video
+from ..data_prep.writing import replacing, write_frames, write_video
 from ..trf.base import empty_unet, load_config
 from ..trf.patch import WEIGHTS_FILE
 from ..trf.pipeline import TimeReversalFusionPipeline

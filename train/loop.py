@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from ..data_prep.dataset import load_clips
 from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache
 from ..data_prep.motion import statistics
+from ..data_prep.plan import Split
 from ..trf.adapters import inject
 from ..trf.base import essential_config, fingerprint, load_component, load_config
 from ..trf.patch import PatchCard, save_patch
@@ -200,7 +201,7 @@ def make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
     return folder
 
 
-def make_samples(config: TrainConfig, cache: Path, split: str, dropout: bool = True) -> CachedSamples:
+def make_samples(config: TrainConfig, cache: Path, split: Split, dropout: bool = True) -> CachedSamples:
     """Samples of one split of the dataset; without `dropout` the conditions are always there."""
     clips = load_clips(config.data, split)
     columns = zip(clips["clip_id"], clips["fps"], clips["motion_bucket"])

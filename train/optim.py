@@ -21,7 +21,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) 
     if settings.name == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(list(parameters), **arguments)
+        optimizer: torch.optim.Optimizer = AdamW8bit(list(parameters), **arguments)
+        return optimizer
     return torch.optim.AdamW(list(parameters), **arguments)
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trfpp.data_prep.clips import cuts, nearest, why_no_window, windows
-from trfpp.data_prep.video import open_video, write_video
+from trfpp.data_prep.video import open_video
+from trfpp.data_prep.writing import write_video
 
 
 def steady(count, fps):

@@ -11,14 +11,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from trfpp.data_prep.video import (
-    UnreadableVideo,
-    find_videos,
-    open_video,
-    replacing,
-    write_frames,
-    write_video,
-)
+from trfpp.data_prep.video import UnreadableVideo, find_videos, open_video
+from trfpp.data_prep.writing import replacing, write_frames, write_video
 
 GOOD = [
     *["anim.gif", "b_frames.mp4", "cfr.mp4", "odd_size.mkv", "portrait.mp4", "starts_late.mkv", "starts_late.mp4"],

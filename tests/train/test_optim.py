@@ -27,7 +27,7 @@ def test_schedules():
     cosine = rates(warmup_steps=2, schedule="cosine")
     assert cosine[2] == 1.0
     assert cosine[6] == pytest.approx(0.5)
-    assert all(earlier > later for earlier, later in itertools.pairwise(cosine))
+    assert all(earlier > later for earlier, later in itertools.pairwise(cosine[2:]))
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
