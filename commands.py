@@ -21,12 +21,18 @@ def run(command: str, argv: Sequence[str]) -> int:
 
 
 def keep_settings(settings: schema.Settings, folder: Path, command: str) -> None:
-    """Write the resolved settings beside an output, loadable as a CONFIG again."""
+    """Write the resolved settings into an output's folder, loadable as a CONFIG again."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{command}.yaml").write_text(f"# trfpp {command}\n{settings.as_yaml()}", encoding="utf-8")
+    write_settings(settings, folder / f"{command}.yaml", command)
+
+
+def write_settings(settings: schema.Settings, file: Path, command: str) -> None:
+    """Write the resolved settings as a YAML file."""
+    file.write_text(f"# trfpp {command}\n{settings.as_yaml()}", encoding="utf-8")
 
 
 def _prep(config: schema.PrepConfig) -> None:
+    from .data_prep.bounds import PAIRS_FOLDER, write_pairs
     from .data_prep.dataset import prepare
     from .data_prep.plan import plan
 
@@ -34,8 +40,11 @@ def _prep(config: schema.PrepConfig) -> None:
         print(plan(**config.model_dump(exclude={"dry_run", "output", "overwrite"})))
         return
     report = prepare(**config.model_dump(exclude={"dry_run"}))
-    keep_settings(config, config.output, "prep")
     print(report.summary())
+    if not report.already_there:
+        keep_settings(config, config.output, "prep")
+        if report.validation:
+            print(f"held-out pairs with their truth: {write_pairs(config.output, config.output / PAIRS_FOLDER)}")
 
 
 def _cache(config: schema.CacheConfig) -> None:
@@ -53,6 +62,7 @@ def _cache(config: schema.CacheConfig) -> None:
         overwrite=config.overwrite,
     )
     finish_cache(config.data, key)
+    keep_settings(config, folder, "cache")
     print(f"cached in {folder}")
 
 
@@ -69,12 +79,15 @@ def _infer(config: schema.InferConfig) -> None:
 def _export(config: schema.ExportConfig) -> None:
     from .infer.export import export
 
-    print(f"exported and checked: {export(config)}")
+    made = export(config)
+    write_settings(config, made.with_name(f"{made.name}.export.yaml"), "export")
+    print(f"exported and checked: {made}")
 
 
 def _quickstart(config: schema.QuickstartConfig) -> None:
     from .quickstart import quickstart
 
+    keep_settings(config, config.output, "quickstart")
     quickstart(config)
 
 

@@ -16,7 +16,7 @@ from .configs.schema import (
     TrainConfig,
     ValidationSettings,
 )
-from .data_prep.bounds import Pair, read_manifest, write_pairs
+from .data_prep.bounds import PAIRS_FOLDER, Pair, read_manifest, write_pairs
 from .data_prep.dataset import prepare
 from .data_prep.frames import load_image
 from .data_prep.procedural import write_linear_world
@@ -49,7 +49,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
             )
     report = prepare(videos, root / "data", fps=FPS, num_frames=FRAMES, height=SIZE, width=SIZE, holdout=0.5)
     print(report.summary())
-    pair = read_manifest(write_pairs(root / "data", root / "pairs"))[0]
+    pair = read_manifest(write_pairs(root / "data", root / "data" / PAIRS_FOLDER))[0]
 
     _say(2, f"a LoRA patch for the {MODEL}, {config.steps} steps")
     patch = train(

@@ -170,6 +170,39 @@ class ValidationSettings(Settings):
     """The same noise every time, so that pictures compare."""
 
 
+class SamplerOverrides(Settings):
+    """The sampler. What is not set comes from the patch card, else from the model, else from TRF's release."""
+
+    height: Positive | None = None
+    """Pixels."""
+    width: Positive | None = None
+    """Pixels."""
+    num_frames: Annotated[int, Field(ge=2)] | None = None
+    """Frames of the video, both bounds included."""
+    num_inference_steps: Positive | None = None
+    """Denoising steps."""
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """Frames per second, told to the model and used for the file."""
+    motion_bucket_id: Annotated[float, Field(ge=0, le=255)] | None = None
+    """Amount of motion asked of the model, 0 to 255."""
+    noise_aug_strength: Annotated[float, Field(ge=0)] | None = None
+    """Noise on the bounds, in units of [-1, 1] pixels."""
+    min_guidance_scale: float | None = None
+    """Guidance at the frame of the condition."""
+    max_guidance_scale: float | None = None
+    """Guidance at the far frame; 1 or less switches guidance off."""
+    jump_length: Positive | None = None
+    """Noise levels a re-noising run goes back."""
+    jump_n_sample: Positive | None = None
+    """Times the levels after an anchor are denoised; 1 switches re-noising off."""
+    repeat_step_ratio: Fraction | None = None
+    """Re-noise while at least this fraction of the steps remains."""
+    noise_scale_ratio: Annotated[float, Field(ge=0)] | None = None
+    """Factor on the re-noising noise."""
+    sampler: Literal["trf", "trf-reference"] | None = None
+    """trf, or trf-reference: the release's exact behaviour."""
+
+
 class TrainConfig(OnModel):
     """Fit a LoRA patch onto SVD's UNet."""
 
@@ -205,45 +238,14 @@ class TrainConfig(OnModel):
     """Folder of the conditioning; by default the dataset's cache for this model, made first if there is none."""
     log_every: Positive = 10
     """Optimizer steps between log entries."""
+    sampler: SamplerOverrides = SamplerOverrides()
+    """Sampler settings the patch card is to recommend, over the clips' own size, fps and motion."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What is saved during training."""
     validation: ValidationSettings = ValidationSettings()
     """Bounded generation with the patch during training."""
     dry_run: bool = False
     """Print the resolved plan and stop."""
-
-
-class SamplerOverrides(Settings):
-    """The sampler. What is not set comes from the patch card, else from the model, else from TRF's release."""
-
-    height: Positive | None = None
-    """Pixels."""
-    width: Positive | None = None
-    """Pixels."""
-    num_frames: Annotated[int, Field(ge=2)] | None = None
-    """Frames of the video, both bounds included."""
-    num_inference_steps: Positive | None = None
-    """Denoising steps."""
-    fps: Annotated[float, Field(gt=0)] | None = None
-    """Frames per second, told to the model and used for the file."""
-    motion_bucket_id: Annotated[float, Field(ge=0, le=255)] | None = None
-    """Amount of motion asked of the model, 0 to 255."""
-    noise_aug_strength: Annotated[float, Field(ge=0)] | None = None
-    """Noise on the bounds, in units of [-1, 1] pixels."""
-    min_guidance_scale: float | None = None
-    """Guidance at the frame of the condition."""
-    max_guidance_scale: float | None = None
-    """Guidance at the far frame; 1 or less switches guidance off."""
-    jump_length: Positive | None = None
-    """Noise levels a re-noising run goes back."""
-    jump_n_sample: Positive | None = None
-    """Times the levels after an anchor are denoised; 1 switches re-noising off."""
-    repeat_step_ratio: Fraction | None = None
-    """Re-noise while at least this fraction of the steps remains."""
-    noise_scale_ratio: Annotated[float, Field(ge=0)] | None = None
-    """Factor on the re-noising noise."""
-    sampler: Literal["trf", "trf-reference"] | None = None
-    """trf, or trf-reference: the release's exact behaviour."""
 
 
 class InferConfig(OnModel):

@@ -17,6 +17,8 @@ from .plan import Split
 from .writing import replacing, write_frames
 
 MANIFEST_FILE = "pairs.jsonl"
+PAIRS_FOLDER = "pairs"
+"""Where the command line writes a dataset's held-out pairs, inside its folder."""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 COLUMNS = ("id", "start", "end", "loop", "truth", "fps", "motion_bucket_id", "num_frames", "seed")
 

@@ -162,6 +162,7 @@ def _encode(
 ) -> dict[str, Tensor]:
     mean, std = encode_posterior(frames, vae, chunk)
     tensors = {"mean": mean, "std": std}
+    device = vae.device
     generator = torch.Generator().manual_seed(_seed_of(key.seed, clip_id))
     bounds: Mapping[Bound, Tensor] = {"start": frames[:1], "end": frames[-1:]}
     for name, frame in bounds.items():
@@ -169,8 +170,9 @@ def _encode(
         conditions = []
         for sigma in sigmas:
             noise = torch.randn(frame.shape, generator=generator)
-            conditions.append(encode_condition(frame + sigma * noise, vae).cpu())
-        tensors[f"{name}.embedding"] = encode_clip((frame + 1) / 2, image_encoder, feature_extractor)[0].float().cpu()
+            conditions.append(encode_condition((frame + sigma * noise).to(device), vae).cpu())
+        embedding = encode_clip((frame.to(device) + 1) / 2, image_encoder, feature_extractor)
+        tensors[f"{name}.embedding"] = embedding[0].float().cpu()
         tensors[f"{name}.condition"] = torch.cat(conditions)
         tensors[f"{name}.noise_aug"] = sigmas
     return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -47,6 +47,7 @@ _FREE = {
     "validation",
     "loader_workers",
     "num_processes",
+    "sampler",
     "dry_run",
     "domain",
 }
@@ -235,7 +236,8 @@ def make_validator(config: TrainConfig, cache: Path, dtype: torch.dtype, device:
 def binding_settings(config: TrainConfig, plan: Plan, cache: Path) -> dict[str, Any]:
     """The settings two runs must share for one to continue the other."""
     values = config.model_dump(mode="json", exclude=_FREE | _BATCH)
-    return {**values, "cache": cache.name, "clips per step": plan.clips_per_step, "training clips": plan.train_clips}
+    clips = hashlib.sha256("\n".join(load_clips(config.data, "train")["clip_id"]).encode()).hexdigest()
+    return {**values, "training clips": clips, "cache": cache.name, "clips per step": plan.clips_per_step}
 
 
 def make_card(config: TrainConfig, plan: Plan) -> PatchCard:
@@ -255,5 +257,6 @@ def make_card(config: TrainConfig, plan: Plan) -> PatchCard:
         num_frames=plan.num_frames,
         fps=round(float(np.median(clips["fps"])), 3),
         motion=statistics(clips["motion_score"], clips["motion_bucket"]),
+        sampler=config.sampler.model_dump(exclude_none=True),
         training_digest=hashlib.sha256(resolved.encode()).hexdigest(),
     )

@@ -23,14 +23,15 @@ def asked_of_accelerate(arguments: Sequence[str]) -> int | None:
     if not starts:
         return None
     from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.config.config_args import default_yaml_config_file
     from accelerate.commands.launch import launch_command_parser
 
     told, _ = launch_command_parser().parse_known_args(list(arguments[starts[0] + 1 :]))
     if told.num_processes is not None:
         return int(told.num_processes)
-    if told.config_file is not None:
-        return int(load_config_from_file(told.config_file).num_processes)
-    return None
+    if told.config_file is None and not Path(default_yaml_config_file).is_file():
+        return None
+    return int(load_config_from_file(told.config_file).num_processes)
 
 
 def check_processes(running: int, expected: int | None) -> None:

@@ -40,18 +40,17 @@ def encode_clip(images: Tensor, image_encoder: Any, feature_extractor: Any) -> T
     """CLIP embedding of images in [0, 1], as the UNet's context: `[B, 1, D]` in the encoder's dtype.
 
     Args:
-        images: `[B, 3, H, W]` in [0, 1], any size.
+        images: `[B, 3, H, W]` in [0, 1], any size, on the device the encoder runs on.
         image_encoder: a `CLIPVisionModelWithProjection`.
         feature_extractor: its `CLIPImageProcessor`, of which the normalisation is used.
     """
     size = int(image_encoder.config.image_size)
-    weight = next(image_encoder.parameters())
+    dtype = next(image_encoder.parameters()).dtype
     # Resized in [-1, 1], where SVD's CLIP branch resizes: bicubic overshoot and reflected borders fall out the same.
     resized = (resize_antialiased(images.float() * 2 - 1, (size, size)) + 1) / 2
     mean = resized.new_tensor(feature_extractor.image_mean).view(1, 3, 1, 1)
     std = resized.new_tensor(feature_extractor.image_std).view(1, 3, 1, 1)
-    pixels = ((resized - mean) / std).to(weight.device, weight.dtype)
-    return image_encoder(pixels).image_embeds.unsqueeze(1)
+    return image_encoder(((resized - mean) / std).to(dtype)).image_embeds.unsqueeze(1)
 
 
 @contextmanager
@@ -70,9 +69,12 @@ def upcast(vae: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def encode_condition(images: Tensor, vae: Any) -> Tensor:
-    """Conditioning latents `[B, C, h, w]` of (noised) images in [-1, 1]: the posterior's mode, unscaled, float32."""
+    """Conditioning latents `[B, C, h, w]` of (noised) images in [-1, 1]: the posterior's mode, unscaled, float32.
+
+    The images lie where the VAE runs, which is not where its weights lie while it is offloaded.
+    """
     with upcast(vae):
-        return vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        return vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
 
 
 @torch.no_grad()
@@ -80,7 +82,7 @@ def encode_posterior(frames: Tensor, vae: Any, chunk: int = 8) -> tuple[Tensor, 
     """Mean and standard deviation, each `[F, C, h, w]` float32, unscaled, of frames `[F, 3, H, W]` in [-1, 1].
 
     A training latent is `(mean + std * eps) * vae.config.scaling_factor`; keeping both halves lets every epoch draw
-    afresh without the VAE. `chunk` frames are encoded at a time.
+    afresh without the VAE. The frames may lie elsewhere than the VAE: `chunk` of them are moved and encoded at a time.
     """
     means, stds = [], []
     with upcast(vae):

@@ -176,6 +176,20 @@ def test_patches_change_the_video_and_go_away_without_a_trace(clean, make_patch)
     assert relative(latents(clean, picture(0), picture(1), generator=seeded(0)), base) < 1e-3
 
 
+def test_offload_hooks_change_nothing(tiny_model, make_patch):
+    """With a CPU as the device the hooks run as they do on a GPU, and move what they would move."""
+    arguments = {**SMALL, "num_inference_steps": 1, "output_type": "pt"}
+    results = []
+    for offload in (False, True):
+        pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.load_patch(make_patch(f"patch{offload}"))
+        if offload:
+            pipe.enable_model_cpu_offload(device="cpu")
+        results.append(pipe(picture(0), picture(1), generator=seeded(0), **arguments).frames)
+    assert torch.equal(*results)
+
+
 def test_the_scheduler_is_left_alone(pipe):
     before = pipe.scheduler.timesteps.clone()
     latents(pipe, picture(0), picture(1), generator=seeded(0))
