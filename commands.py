@@ -23,12 +23,7 @@ def run(command: str, argv: Sequence[str]) -> int:
 def keep_settings(settings: schema.Settings, folder: Path, command: str) -> None:
     """Write the resolved settings into an output's folder, loadable as a CONFIG again."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_settings(settings, folder / f"{command}.yaml", command)
-
-
-def write_settings(settings: schema.Settings, file: Path, command: str) -> None:
-    """Write the resolved settings as a YAML file."""
-    file.write_text(f"# trfpp {command}\n{settings.as_yaml()}", encoding="utf-8")
+    settings.save(folder / f"{command}.yaml", command)
 
 
 def _prep(config: schema.PrepConfig) -> None:
@@ -51,12 +46,11 @@ def _cache(config: schema.CacheConfig) -> None:
     from .data_prep.latents import CacheKey, build_cache, finish_cache
     from .trf.device import best_device
 
-    names = ("model", "revision", "augmentations", "noise_aug_mean", "noise_aug_std", "precision", "seed")
+    names = ("model", "revision", "variant", "augmentations", "noise_aug_mean", "noise_aug_std", "precision", "seed")
     key = CacheKey(**{name: getattr(config, name) for name in names})
     folder = build_cache(
         config.data,
         key,
-        variant=config.variant,
         device=best_device(config.device),
         chunk=config.chunk,
         overwrite=config.overwrite,
@@ -80,7 +74,7 @@ def _export(config: schema.ExportConfig) -> None:
     from .infer.export import export
 
     made = export(config)
-    write_settings(config, made.with_name(f"{made.name}.export.yaml"), "export")
+    config.save(made.with_name(f"{made.name}.export.yaml"), "export")
     print(f"exported and checked: {made}")
 
 

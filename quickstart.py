@@ -20,11 +20,11 @@ from .data_prep.bounds import PAIRS_FOLDER, Pair, read_manifest, write_pairs
 from .data_prep.dataset import prepare
 from .data_prep.frames import load_image
 from .data_prep.procedural import write_linear_world
-from .data_prep.writing import replacing
 from .infer.export import export
 from .infer.generate import generate
 from .infer.sheets import contact_sheet
 from .train.loop import train
+from .trf.replace import replacing
 
 MODEL = "miniature"
 SIZE = 64
@@ -106,7 +106,7 @@ def _generate(pair: Pair, output: Path, patches: list[Path]) -> Path:
         num_frames=FRAMES,
         fps=pair.fps,
         motion_bucket_id=pair.motion_bucket_id,
-        num_inference_steps=25,
+        num_inference_steps=30,
     )
     (folder,) = generate(
         InferConfig(model=MODEL, start=pair.start, end=pair.end, output=output, patches=patches, sampler=sampler)

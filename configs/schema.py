@@ -23,6 +23,10 @@ class Settings(BaseModel):
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
+    def save(self, file: Path, command: str) -> None:
+        """Write the settings as a YAML file that can be given to the command as CONFIG."""
+        file.write_text(f"# trfpp {command}\n{self.as_yaml()}", encoding="utf-8")
+
     def as_yaml(self) -> str:
         """All settings as YAML, loadable again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -37,6 +41,13 @@ class OnModel(Settings):
     """Branch, tag or commit of a hub model."""
     variant: str | None = None
     """File variant of a hub model, such as fp16."""
+
+
+class OnPatch(OnModel):
+    """Commands that work on patches, which know the model they were made for."""
+
+    model: str = ""
+    """As for training; by default the model the (first) patch was made for, or the miniature without a patch."""
 
 
 class PrepConfig(Settings):
@@ -164,8 +175,8 @@ class ValidationSettings(Settings):
     """Optimizer steps between validations; 0 switches them off."""
     pairs: Positive = 2
     """Held-out clips whose first and last frame are joined."""
-    num_inference_steps: Positive = 25
-    """Denoising steps."""
+    num_inference_steps: Positive = 30
+    """Denoising steps; with fewer than 26 the release's other settings never re-noise."""
     seed: int = 42
     """The same noise every time, so that pictures compare."""
 
@@ -248,7 +259,7 @@ class TrainConfig(OnModel):
     """Print the resolved plan and stop."""
 
 
-class InferConfig(OnModel):
+class InferConfig(OnPatch):
     """Generate the video between two frames, a loop, or every pair of a manifest."""
 
     output: Path
@@ -300,7 +311,7 @@ class InferConfig(OnModel):
         return self
 
 
-class ExportConfig(OnModel):
+class ExportConfig(OnPatch):
     """Write a patch in the form another tool reads, and check what was written."""
 
     patch: Path

@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..trf.replace import replacing
 from .dataset import clip_frames, load_clips
 from .plan import Split
-from .writing import replacing, write_frames
+from .writing import write_frames
 
 MANIFEST_FILE = "pairs.jsonl"
 PAIRS_FOLDER = "pairs"

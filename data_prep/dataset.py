@@ -19,12 +19,12 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 from tqdm import tqdm
 
+from ..trf.replace import replacing
 from .clips import Window
 from .frames import fit
 from .motion import motion_bucket, motion_score, statistics
 from .plan import ClipSettings, PlannedVideo, Split, name_in, plan
 from .video import UnreadableVideo, find_videos
-from .writing import replacing
 
 REPORT_FILE = "report.json"
 FEATURES = datasets.Features(

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from ..trf.base import essential_config, load_component, load_config
 from ..trf.conditioning import encode_clip, encode_condition, encode_posterior
 from ..trf.edm import log_normal_sigmas
+from ..trf.seeds import derived_seed
 from .dataset import clip_frames, load_clips
 from .frames import to_tensor
 
@@ -48,6 +49,8 @@ class CacheKey:
     """Model id or folder."""
     revision: str | None = None
     """Revision of a hub model."""
+    variant: str | None = None
+    """File variant of a hub model."""
     augmentations: int = 4
     """K."""
     noise_aug_mean: float = -3.0
@@ -80,24 +83,40 @@ def find_cache(data: Path, model: str, revision: str | None = None) -> Path | No
     Raises:
         ValueError: if there are several, made with different settings.
     """
-    wanted = CacheKey(model=model, revision=revision).content()
-    identity = ("format_version", "model", "revision", "vae", "image_encoder")
-    found = []
-    for index in sorted((data / "latents").glob(f"*/{INDEX_FILE}")):
-        content = json.loads(index.read_text(encoding="utf-8"))
-        if all(content.get(name) == wanted[name] for name in identity):
-            found.append(index.parent)
+    found = [
+        index.parent
+        for index in sorted((data / "latents").glob(f"*/{INDEX_FILE}"))
+        if not _differences(index.parent, model, revision)
+    ]
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)
         raise ValueError(f"{data} has several caches for {model}: {names}; choose one with cache=FOLDER.")
     return found[0] if found else None
 
 
+def check_cache(folder: Path, model: str, revision: str | None = None) -> None:
+    """Check that a folder is a complete cache for a model.
+
+    Raises:
+        ValueError: if it is not, saying why.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        raise ValueError(f"cache={str(folder)!r}: no complete cache ({INDEX_FILE} is missing); see trfpp cache.")
+    if differing := _differences(folder, model, revision):
+        raise ValueError(f"cache={str(folder)!r}: made for another model, which differs in {', '.join(differing)}.")
+
+
+def _differences(folder: Path, model: str, revision: str | None) -> list[str]:
+    wanted = CacheKey(model=model, revision=revision).content()
+    content = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    identity = ("format_version", "model", "revision", "vae", "image_encoder")
+    return [name for name in identity if content.get(name) != wanted[name]]
+
+
 def build_cache(
     data: Path,
     key: CacheKey,
     *,
-    variant: str | None = None,
     device: torch.device | str = "cpu",
     chunk: int = 8,
     overwrite: bool = False,
@@ -111,7 +130,6 @@ def build_cache(
     Args:
         data: dataset folder as written by `prepare`.
         key: what the content depends on.
-        variant: file variant of a hub model.
         device: where the encoders run.
         chunk: frames the VAE encodes at a time.
         overwrite: encode again what is there.
@@ -129,7 +147,7 @@ def build_cache(
         (folder / INDEX_FILE).unlink(missing_ok=True)
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[key.precision]
-    load: dict[str, Any] = {"dtype": dtype, "revision": key.revision, "variant": variant}
+    load: dict[str, Any] = {"dtype": dtype, "revision": key.revision, "variant": key.variant}
     vae = load_component(key.model, "vae", **load).to(device)
     image_encoder = load_component(key.model, "image_encoder", **load).to(device)
     feature_extractor = load_component(key.model, "feature_extractor", revision=key.revision)
@@ -163,7 +181,7 @@ def _encode(
     mean, std = encode_posterior(frames, vae, chunk)
     tensors = {"mean": mean, "std": std}
     device = vae.device
-    generator = torch.Generator().manual_seed(_seed_of(key.seed, clip_id))
+    generator = torch.Generator().manual_seed(derived_seed(key.seed, clip_id))
     bounds: Mapping[Bound, Tensor] = {"start": frames[:1], "end": frames[-1:]}
     for name, frame in bounds.items():
         sigmas = log_normal_sigmas((key.augmentations,), key.noise_aug_mean, key.noise_aug_std, generator)
@@ -176,10 +194,6 @@ def _encode(
         tensors[f"{name}.condition"] = torch.cat(conditions)
         tensors[f"{name}.noise_aug"] = sigmas
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _seed_of(seed: int, clip_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()[:8], "little") >> 1
 
 
 def _is_whole(file: Path) -> bool:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,24 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` to write a file or folder to; it takes `path`'s place when the block ends well.
-
-    If the block fails or is interrupted, what it wrote is removed and `path` stays as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: writers choose the format by it.
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    _remove(beside)
-    try:
-        yield beside
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    finally:
-        _remove(beside)
+from ..trf.replace import replacing
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> None:
@@ -79,10 +58,3 @@ def write_frames(folder: Path, frames: np.ndarray) -> None:
 def _check_frames(frames: np.ndarray) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}: give uint8 RGB [F, H, W, 3].")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..data_prep.writing import replacing
 from ..trf.adapters import adapter_names
 from ..trf.base import empty_unet, load_component
-from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, load_patch
+from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, base_of, load_patch
+from ..trf.replace import replacing
 
 if TYPE_CHECKING:
     from ..configs.schema import ExportConfig
@@ -89,6 +89,9 @@ def export(config: ExportConfig) -> Path:
         ValueError: if the patch does not fit the model, the output is taken or of the wrong kind, or what was written
             is not the patch; nothing is left at the output then.
     """
+    if not config.model:
+        model, revision = base_of([config.patch])
+        config = config.model_copy(update={"model": model, "revision": config.revision or revision})
     _check_output(config)
     if config.scale != 1 and config.format != "merged":
         logger.warning(

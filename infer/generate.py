@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from ..data_prep.bounds import Pair, read_manifest
 from ..data_prep.frames import fit_image, load_image
-from ..data_prep.writing import replacing, write_frames, write_video
+from ..data_prep.writing import write_frames, write_video
 from ..trf.base import empty_unet, load_config
 from ..trf.patch import WEIGHTS_FILE
 from ..trf.pipeline import TimeReversalFusionPipeline
+from ..trf.replace import replacing
 from ..trf.schedule import count, trf_plan
 from ..trf.settings import SamplerSettings, resolve
 from .record import (
@@ -35,6 +36,7 @@ from .record import (
     device_of,
     differences,
     dtype_name,
+    on_its_model,
     patches_of,
     precision_of,
     recipe,
@@ -67,6 +69,7 @@ def generate(config: InferConfig) -> list[Path]:
         FileNotFoundError: if a patch folder is no patch.
         ValueError: if a patch does not fit, a setting cannot work, or no pair could be generated.
     """
+    config = on_its_model(config)
     outline = _outline(config)
     jobs = _jobs(config, outline)
     from_card = [name for name, source in jobs[0].sources.items() if source == "patch card"]
@@ -108,6 +111,7 @@ def plan(config: InferConfig) -> str:
         FileNotFoundError: if a patch folder is no patch.
         ValueError: if a patch does not fit or a setting cannot work.
     """
+    config = on_its_model(config)
     outline = _outline(config)
     jobs = _jobs(config, outline)
     lines = [f"model: {config.model} on {device_of(config)}, {dtype_name(config)}"]

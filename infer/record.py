@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import peft
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from ..data_prep.bounds import Pair
-from ..trf.base import model_location
+from ..trf.base import resolved_revision
 from ..trf.device import best_device
+from ..trf.patch import base_of
 from ..trf.settings import SamplerSettings
 from ..version import __version__
 
@@ -40,6 +40,14 @@ class Job:
     """Where the result goes."""
     done: bool
     """A finished result is there and is to be kept."""
+
+
+def on_its_model(config: InferConfig) -> InferConfig:
+    """The settings with the model said: as asked, else that of the first patch, else the miniature."""
+    if config.model:
+        return config
+    model, revision = base_of(config.patches)
+    return config.model_copy(update={"model": model, "revision": config.revision or revision})
 
 
 def patches_of(config: InferConfig) -> Iterator[tuple[Path, float]]:
@@ -76,7 +84,7 @@ def recipe(config: InferConfig, job: Job, patches_sha256: list[str]) -> dict[str
     return {
         "config": {
             "model": str(Path(config.model).expanduser().resolve()) if local else config.model,
-            "revision": _commit(config.model, config.revision),
+            "revision": resolved_revision(config.model, config.revision),
             "variant": config.variant,
             **{name: str(path.resolve()) for name, path in bounds.items()},
             "patches": [str(folder.resolve()) for folder, _ in patches_of(config)],
@@ -116,16 +124,6 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}.{inner}", item) for inner, item in _flat(value))
         else:
             yield key, value
-
-
-def _commit(model: str, revision: str | None) -> str | None:
-    """The commit of a hub model, whose branches move on; `None` for a local one."""
-    location = model_location(model)
-    if Path(location).is_dir():
-        return None
-    # Lies in the cache, for the model's config has been read: <cache>/<repository>/snapshots/<commit>/unet/config.json
-    cached = try_to_load_from_cache(location, "unet/config.json", revision=revision)
-    return Path(cached).parents[1].name if isinstance(cached, str) else revision
 
 
 def sha256(path: Path) -> str:

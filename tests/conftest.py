@@ -33,9 +33,11 @@ def make_patch(tiny_model, tmp_path):
     from trfpp.trf.base import essential_config, fingerprint, load_component
     from trfpp.trf.patch import PatchCard, save_patch
 
-    def make(name="patch", *, seed=1, size=0.3, targets="temporal", rank=4, alpha=8.0, rslora=False, **card):
+    def make(
+        name="patch", *, seed=1, size=0.3, targets="temporal", rank=4, alpha=8.0, rslora=False, dropout=0.0, **card
+    ):
         unet = load_component(tiny_model, "unet")
-        inject(unet, targets=targets, rank=rank, alpha=alpha, rslora=rslora, seed=seed)
+        inject(unet, targets=targets, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for key, parameter in unet.named_parameters():

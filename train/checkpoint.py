@@ -11,9 +11,7 @@ The order of clips and every draw follow from the step alone (`train.data`), so 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from torch import nn
 
 from ..trf.adapters import STATE_PREFIX, adapter_state
 from ..trf.patch import WEIGHTS_FILE, PatchCard, write_patch_files
+from ..trf.replace import remove, replacing
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
@@ -53,18 +52,17 @@ def save_checkpoint(
         keep: number of checkpoints kept.
     """
     target = folder / f"step-{step:06d}"
-    beside = folder / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    write_patch_files(beside, unet, card)
-    tensors, numbers = _optimizer_state(optimizer)
-    save_file(tensors, beside / OPTIMIZER_FILE)
-    state = {"step": step, "optimizer": numbers, "scaler": dict(scaler), "settings": dict(settings)}
-    (beside / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(beside, target)
+    for leftover in folder.glob(".step-*"):  # of a run that was killed while it saved
+        remove(leftover)
+    with replacing(target) as beside:
+        beside.mkdir()
+        write_patch_files(beside, unet, card)
+        tensors, numbers = _optimizer_state(optimizer)
+        save_file(tensors, beside / OPTIMIZER_FILE)
+        state = {"step": step, "optimizer": numbers, "scaler": dict(scaler), "settings": dict(settings)}
+        (beside / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
     return target
 
 

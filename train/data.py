@@ -8,7 +8,7 @@ Shapes: B samples, F frames, latents `[B, F, C, h, w]`.
 
 from __future__ import annotations
 
-import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data_prep.latents import read_clip
 from ..trf.conditioning import micro_conditioning
 from ..trf.edm import log_normal_sigmas
+from ..trf.seeds import derived_seed
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,14 @@ class Sample:
         """The same on another device."""
         return Sample(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
+    def pin_memory(self) -> Sample:
+        """The same in page-locked memory; the loader calls it."""
+        return Sample(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
 
 def collate(samples: Sequence[Sample]) -> Sample:
     """Samples stacked into a batch."""
     return Sample(**{f.name: torch.stack([getattr(s, f.name) for s in samples]) for f in fields(Sample)})
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed from several numbers or words, well mixed."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -145,5 +145,11 @@ def loader(samples: CachedSamples, order: RankOrder, workers: int) -> DataLoader
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_loop,
     )
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C and schedulers signal the whole process group; a worker that died of it would take the loop along."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

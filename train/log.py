@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,8 +80,15 @@ class TrainingLog:
         self._steps = 0
         self._since = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this block is not training: it does not count in clips per second."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
     def validation(self, done: int, outcome: Outcome) -> None:
-        """Write a validation's figures and pictures; its time does not count as training."""
+        """Write a validation's figures and pictures."""
         self.metrics |= {f"validation {name}": value for name, value in outcome.metrics.items()}
         self.accelerator.log({f"validation/{name}": value for name, value in outcome.metrics.items()}, step=done)
         writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
@@ -87,4 +96,3 @@ class TrainingLog:
             writer.add_image(f"validation/{name}", np.asarray(picture), done, dataformats="HWC")
         save_pictures(outcome, self.config.output / "validation" / f"step-{done:06d}")
         self._bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.metrics.items()))
-        self._since = time.perf_counter()

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ..data_prep.dataset import load_clips
-from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache
+from ..data_prep.latents import CacheKey, build_cache, check_cache, find_cache, finish_cache
 from ..data_prep.motion import statistics
 from ..data_prep.plan import Split
 from ..trf.adapters import inject
-from ..trf.base import essential_config, fingerprint, load_component, load_config
-from ..trf.patch import PatchCard, save_patch
+from ..trf.base import essential_config, fingerprint, load_component, load_config, resolved_revision
+from ..trf.patch import PatchCard, read_card, save_patch
+from ..trf.seeds import derived_seed
 from ..version import __version__
 from .checkpoint import list_checkpoints, resume, save_checkpoint
-from .data import CachedSamples, Clip, RankOrder, derived_seed, loader
+from .data import CachedSamples, Clip, RankOrder, loader
 from .log import TrainingLog
 from .objective import denoising_loss
 from .optim import learning_rate, make_optimizer
@@ -36,7 +39,7 @@ from .validate import Validator
 if TYPE_CHECKING:
     from ..configs.schema import TrainConfig
 
-# Settings a resumed run may change: they touch neither the weights nor the order of clips.
+# Settings a resumed run may change: they touch neither the weights nor the order of clips (steps: see below).
 _FREE = {
     "output",
     "data",
@@ -75,7 +78,13 @@ def train(config: TrainConfig) -> Path:
         mixed_precision=config.precision,
         log_with="tensorboard",
         project_dir=str(config.output),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        # Said here, or a launcher's environment would divide the gradient a second time.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # Ranks wait for validation on the first one, and for each other's share of the cache.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+        ],
     )
     check_processes(accelerator.num_processes, config.num_processes)
     plan = make_plan(config, accelerator.num_processes)
@@ -85,6 +94,8 @@ def train(config: TrainConfig) -> Path:
         return patch_folder
 
     # 2. Data: conditioning from the cache; if there is none yet, each process encodes its share
+    if config.cache is not None:
+        check_cache(config.cache, config.model, config.revision)
     cache = config.cache or find_cache(config.data, config.model, config.revision)
     if cache is None:
         accelerator.print("the dataset's conditioning is not cached yet for this model: encoding it once.")
@@ -108,17 +119,24 @@ def train(config: TrainConfig) -> Path:
     # 4. Resume
     checkpoints = config.output / "checkpoints"
     binding = binding_settings(config, plan, cache)
+    log = TrainingLog(accelerator, config)
     start = 0
     if existing := list_checkpoints(checkpoints):
         state = resume(existing[-1], unet, optimizer, binding)
         start = state["step"]
+        if start > config.steps:
+            raise ValueError(f"steps={config.steps}, but {existing[-1]} has {start}; give more, or another output.")
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
+        log.metrics = read_card(existing[-1]).metrics
         accelerator.print(f"resumed from {existing[-1]}.")
-
+        if start == config.steps and is_finished(patch_folder, start):
+            accelerator.print("all steps are done and the patch is there.")
+            accelerator.end_training()
+            return patch_folder
     if accelerator.is_main_process:
         config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "train.yaml").write_text(f"# trfpp train\n{config.as_yaml()}", encoding="utf-8")
+        config.save(config.output / "train.yaml", "train")
 
     # 5. The loop
     order = RankOrder(
@@ -127,11 +145,15 @@ def train(config: TrainConfig) -> Path:
     )  # fmt: skip
     batches = iter(loader(samples, order, config.loader_workers))
     validator = make_validator(config, cache, dtype, accelerator.device)
-    log = TrainingLog(accelerator, config)
-    card = make_card(config, plan)
+    card = make_card(config, plan, unet.config)
 
     def save(step: int) -> Path:
         path = checkpoints / f"step-{step:06d}"
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+            raise FloatingPointError(
+                f"the adapter holds values that are not finite at step {step}, which was not saved; lower optim.lr. "
+                "Running again resumes from the last checkpoint, which is whole."
+            )
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
             now = card.model_copy(update=dict(training_steps=step, metrics=log.metrics))
@@ -158,15 +180,18 @@ def train(config: TrainConfig) -> Path:
 
             done = step + 1
             log.step(done, plan.clips_per_step, learning_rate(step, config.steps, config.optim))
-            if config.validation.every and (done % config.validation.every == 0 or done == config.steps):
-                if accelerator.is_main_process:
-                    log.validation(done, validator.run(unet))
-                accelerator.wait_for_everyone()
+            last_step = done == config.steps
+            with log.paused():
+                saved = save(done) if last_step or done % config.checkpoint.every == 0 else None
+                if config.validation.every and (last_step or done % config.validation.every == 0):
+                    if accelerator.is_main_process:
+                        outcome = validator.run(unet, stopping=lambda: bool(stop.number))
+                        if outcome is not None:
+                            log.validation(done, outcome)
+                    accelerator.wait_for_everyone()
             requested = _agreed(accelerator, stop.number)
-            if done % config.checkpoint.every == 0 or done == config.steps or requested:
-                path = save(done)
-                if requested and done < config.steps:
-                    raise Stopped(requested, path)
+            if requested and not last_step:
+                raise Stopped(requested, saved or save(done))
 
     # 6. The patch
     if accelerator.is_main_process:
@@ -186,11 +211,10 @@ def _agreed(accelerator: Accelerator, number: int) -> int:
 
 def make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
     """Cache the dataset's conditioning on all processes; returns its folder."""
-    key = CacheKey(model=config.model, revision=config.revision)
+    key = CacheKey(model=config.model, revision=config.revision, variant=config.variant)
     folder = build_cache(
         config.data,
         key,
-        variant=config.variant,
         device=accelerator.device,
         progress=accelerator.is_main_process,
         share=(accelerator.process_index, accelerator.num_processes),
@@ -225,7 +249,7 @@ def make_validator(config: TrainConfig, cache: Path, dtype: torch.dtype, device:
         revision=config.revision,
         variant=config.variant,
         clips=[clips[i] for i in range(min(config.validation.pairs, len(clips)))],
-        samples=make_samples(config, cache, "validation", dropout=False) if len(clips) else None,
+        samples=make_samples(config, cache, "validation", dropout=False),
         num_inference_steps=config.validation.num_inference_steps,
         seed=config.validation.seed,
         dtype=dtype,
@@ -236,19 +260,28 @@ def make_validator(config: TrainConfig, cache: Path, dtype: torch.dtype, device:
 def binding_settings(config: TrainConfig, plan: Plan, cache: Path) -> dict[str, Any]:
     """The settings two runs must share for one to continue the other."""
     values = config.model_dump(mode="json", exclude=_FREE | _BATCH)
-    clips = hashlib.sha256("\n".join(load_clips(config.data, "train")["clip_id"]).encode()).hexdigest()
-    return {**values, "training clips": clips, "cache": cache.name, "clips per step": plan.clips_per_step}
+    clips = load_clips(config.data, "train")
+    columns = ("clip_id", "fps", "motion_bucket", "height", "width")
+    rows = json.dumps([list(clips[name]) for name in columns])
+    values |= {"training clips": hashlib.sha256(rows.encode()).hexdigest(), "cache": cache.name}
+    values |= {"clips per step": plan.clips_per_step}
+    # A constant rate does not look ahead, so such a run may be given more steps.
+    return values if config.optim.schedule == "constant" else {**values, "steps": config.steps}
 
 
-def make_card(config: TrainConfig, plan: Plan) -> PatchCard:
+def is_finished(patch: Path, steps: int) -> bool:
+    """Whether a patch of so many steps is there."""
+    return patch.is_dir() and read_card(patch).training_steps == steps
+
+
+def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -> PatchCard:
     """The patch card of a run, as far as it is known before training."""
     clips = load_clips(config.data, "train")
-    unet_config = load_config(config.model, "unet", revision=config.revision)
     resolved = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return PatchCard(
         trfpp_version=__version__,
         base_model=config.model,
-        base_revision=config.revision,
+        base_revision=resolved_revision(config.model, config.revision),
         unet_fingerprint=fingerprint(unet_config),
         unet_config=essential_config(unet_config),
         domain=config.domain,

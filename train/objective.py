@@ -34,7 +34,7 @@ def predict(unet: Any, batch: Sample, dtype: torch.dtype) -> tuple[Tensor, Tenso
         torch.cat([factors.c_in * noisy, condition], dim=2).to(dtype),
         factors.c_noise.flatten(),
         encoder_hidden_states=batch.embedding.to(dtype),
-        added_time_ids=batch.added_time_ids.to(dtype),
+        added_time_ids=batch.added_time_ids,
         return_dict=False,
     )[0]
     return denoised(noisy, v.float(), sigma), batch.latents

@@ -50,6 +50,7 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     height, width, frames = clip["height"], clip["width"], len(clip["frame_indices"])
     per_step = config.batch_size * config.gradient_accumulation * num_processes
     epochs = config.steps * per_step / len(train)
+    validated = config.validation.every and len(validation)
     lines = [
         f"clips        {len(train)} for training, {len(validation)} held out; {frames} frames of {height}x{width}",
         f"a step       {config.batch_size} a batch x {config.gradient_accumulation} accumulated x {num_processes} "
@@ -60,7 +61,7 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         f"optimizer    {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}, "
         f"{config.optim.warmup_steps} warm-up steps",
         f"output       {config.output}: checkpoint every {config.checkpoint.every} steps, "
-        f"validation every {config.validation.every}",
+        + (f"validation every {config.validation.every}" if validated else "no validation"),
     ]
     return Plan(
         train_clips=len(train),

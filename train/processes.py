@@ -6,6 +6,7 @@ half the batch. So the launcher that started this process is asked what it had b
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,9 @@ def check_processes(running: int, expected: int | None) -> None:
     """
     parent = psutil.Process().parent()
     asked = asked_of_accelerate(parent.cmdline()) if parent else None
-    for number, source in ((expected, "num_processes in the settings"), (asked, "accelerate launch")):
+    started = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None
+    sources = ((expected, "num_processes in the settings"), (asked, "accelerate launch"), (started, "the launcher"))
+    for number, source in sources:
         if number is not None and number != running:
             raise ValueError(
                 f"{source} asks for {number} processes, but training runs on {running}. accelerate starts only one on "

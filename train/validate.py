@@ -6,7 +6,7 @@ between validations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from ..trf.base import load_component
 from ..trf.pipeline import TimeReversalFusionPipeline
 from .data import CachedSamples, collate
 from .objective import denoising_loss
+
+LOSS_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Validator:
         revision: of a hub model.
         variant: file variant of a hub model.
         clips: rows of the dataset's validation split to join the ends of.
-        samples: held-out samples for the loss, `None` for none.
+        samples: held-out samples for the loss.
         num_inference_steps: denoising steps.
         seed: of the sampler's draws.
         dtype: of the UNet's inputs, and of VAE and CLIP.
@@ -66,7 +68,7 @@ class Validator:
         revision: str | None,
         variant: str | None,
         clips: Sequence[dict[str, Any]],
-        samples: CachedSamples | None,
+        samples: CachedSamples,
         num_inference_steps: int,
         seed: int,
         dtype: torch.dtype,
@@ -82,35 +84,46 @@ class Validator:
         self.device = device
         self._companions: dict[str, Any] = {}
 
-    def run(self, unet: Any) -> Outcome:
-        """Validate the (unwrapped) UNet with its adapter; leaves it in training mode."""
+    def run(self, unet: Any, stopping: Callable[[], bool] = lambda: False) -> Outcome | None:
+        """Validate the (unwrapped) UNet with its adapter; leaves it in training mode.
+
+        Returns:
+            The outcome; `None` if there is nothing held out, or once `stopping()` says so between two samplings.
+        """
+        if not self.clips:
+            return None
         unet.eval()
         try:
-            metrics = self._loss(unet)
+            pipe = self._pipeline(unet)
             pictures: dict[str, PIL.Image.Image] = {}
             inner, bounds = [], []
-            pipe = self._pipeline(unet)
             for clip in self.clips:
+                if stopping():
+                    return None
                 truth = clip_frames(clip)
                 video = self._generate(pipe, clip, truth)
                 pictures[clip["clip_id"]] = strip([truth, video])
                 inner.append(psnr(video[1:-1], truth[1:-1]))
                 bounds.append(psnr(video[[0, -1]], truth[[0, -1]]))
-            if self.clips:
-                metrics |= {"inner PSNR": float(np.mean(inner)), "bound PSNR": float(np.mean(bounds))}
-            for name in ("vae", "image_encoder"):
-                self._companions[name].to("cpu")
+            metrics = {
+                "loss": self._loss(unet),
+                "inner PSNR": float(np.mean(inner)),
+                "bound PSNR": float(np.mean(bounds)),
+            }
             return Outcome(metrics, pictures)
         finally:
+            for name in ("vae", "image_encoder"):
+                if name in self._companions:
+                    self._companions[name].to("cpu")
             unet.train()
 
     @torch.no_grad()
-    def _loss(self, unet: Any) -> dict[str, float]:
-        if self.samples is None:
-            return {}
-        numbers = range(max(8, len(self.samples.clips)))
-        losses = [denoising_loss(unet, collate([self.samples[n]]).to(self.device), self.dtype) for n in numbers]
-        return {"loss": float(torch.cat(losses).mean())}
+    def _loss(self, unet: Any) -> float:
+        """Held-out loss on the same few draws every time."""
+        losses = [
+            denoising_loss(unet, collate([self.samples[n]]).to(self.device), self.dtype) for n in range(LOSS_SAMPLES)
+        ]
+        return float(torch.cat(losses).mean())
 
     def _pipeline(self, unet: Any) -> TimeReversalFusionPipeline:
         for name in ("vae", "image_encoder", "feature_extractor", "scheduler"):
@@ -134,6 +147,7 @@ class Validator:
             fps=clip["fps"],
             motion_bucket_id=clip["motion_bucket"],
             generator=torch.Generator().manual_seed(self.seed),
+            low_memory=True,  # beside the optimizer there is less room than at inference
             decode_chunk_size=8,
             output_type="np",
         ).frames[0]

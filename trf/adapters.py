@@ -96,6 +96,7 @@ def inject(
         torch.manual_seed(seed)
         inject_adapter_in_model(config, unet, name)
     cast_adapter_dtype(unet, name)
+    unet.train(unet.training)  # new modules start in training mode, whatever the model is in
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
@@ -129,6 +130,7 @@ def add_adapter(unet: Any, config: Any, state: Mapping[str, Tensor], name: str) 
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, unet, name)
     cast_adapter_dtype(unet, name)
+    unet.train(unet.training)  # new modules start in training mode, where dropout is on
     own = {key.removeprefix(STATE_PREFIX): value for key, value in state.items()}
     result = set_peft_model_state_dict(unet, own, adapter_name=name)
     expected = adapter_state(unet, name)

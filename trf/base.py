@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,9 +102,31 @@ def empty_unet(model: str | Path, *, revision: str | None = None) -> Any:
 
 
 def essential_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A component's config without what does not shape it (diffusers' private keys), as plain JSON values."""
-    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    """A component's config without what does not shape it (precision, versions), as plain JSON values."""
+    incidental = ("architectures", "dtype", "torch_dtype", "transformers_version")
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in incidental}
     return json.loads(json.dumps(kept, sort_keys=True))
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A UNet's essential config with the class's defaults for what it leaves out."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    parameters = inspect.signature(UNetSpatioTemporalConditionModel.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return essential_config({**defaults, **config})
+
+
+def resolved_revision(model: str, revision: str | None) -> str | None:
+    """The commit of a hub model whose config has been read, since branches move on; `None` for a local model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    location = model_location(model)
+    if Path(location).is_dir():
+        return None
+    # It lies in the cache: <cache>/<repository>/snapshots/<commit>/unet/config.json
+    cached = try_to_load_from_cache(location, "unet/config.json", revision=revision)
+    return Path(cached).parents[1].name if isinstance(cached, str) else revision
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

@@ -55,9 +55,9 @@ def encode_clip(images: Tensor, image_encoder: Any, feature_extractor: Any) -> T
 
 @contextmanager
 def upcast(vae: nn.Module) -> Iterator[None]:
-    """Run the VAE in float32 inside the block if it asks for that (`force_upcast`) and is in float16."""
+    """Run the VAE in float32 inside the block if it asks for that (`force_upcast`) and is in half precision."""
     dtype = next(vae.parameters()).dtype
-    needed = dtype == torch.float16 and bool(vae.config.force_upcast)  # type: ignore[union-attr]
+    needed = dtype in (torch.float16, torch.bfloat16) and bool(vae.config.force_upcast)  # type: ignore[union-attr]
     if needed:
         vae.to(dtype=torch.float32)
     try:

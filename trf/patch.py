@@ -8,9 +8,7 @@ patch.json                   the card: what it was trained on and for, and how t
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from .adapters import STATE_PREFIX, adapter_names, adapter_state, add_adapter, remove_adapters
-from .base import essential_config, fingerprint
+from .base import complete_config, fingerprint
+from .miniature import MINIATURE
+from .replace import replacing
 
 FORMAT_VERSION = 1
 CARD_FILE = "patch.json"
@@ -70,13 +70,9 @@ class PatchCard(BaseModel):
 
 def save_patch(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
     """Write the adapter `name` and its card as a patch folder; one already there is replaced at the end."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    write_patch_files(beside, unet, card, name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.rename(beside, folder)
+    with replacing(folder) as beside:
+        beside.mkdir()
+        write_patch_files(beside, unet, card, name)
 
 
 def write_patch_files(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
@@ -112,6 +108,14 @@ def read_card(folder: str | Path) -> PatchCard:
         raise ValueError(f"{folder / CARD_FILE}: broken patch card: {error}") from None
 
 
+def base_of(patches: Sequence[Path]) -> tuple[str, str | None]:
+    """Model and revision that the first patch was made for; the miniature without a patch."""
+    if not patches:
+        return MINIATURE, None
+    card = read_card(patches[0])
+    return card.base_model, card.base_revision
+
+
 def check_fit(card: PatchCard, unet_config: Mapping[str, Any], folder: str | Path = "patch") -> None:
     """Check that a patch was trained on a UNet of this config.
 
@@ -120,16 +124,18 @@ def check_fit(card: PatchCard, unet_config: Mapping[str, Any], folder: str | Pat
     """
     if card.unet_fingerprint == fingerprint(unet_config):
         return
-    base = essential_config(unet_config)
+    # A config file may leave out what another version of diffusers writes down: absent means the class's default.
+    trained, base = complete_config(card.unet_config), complete_config(unet_config)
     differing = [
-        f"{key} (patch {card.unet_config.get(key)}, model {base.get(key)})"
-        for key in sorted({*card.unet_config, *base})
-        if card.unet_config.get(key) != base.get(key)
+        f"{key} (patch {trained.get(key)}, model {base.get(key)})"
+        for key in sorted({*trained, *base})
+        if trained.get(key) != base.get(key)
     ]
-    raise ValueError(
-        f"{folder}: trained on {card.base_model!r}, whose UNet differs from this model's in "
-        f"{', '.join(differing) or 'its fingerprint'}; load the model the patch was made for."
-    )
+    if differing:
+        raise ValueError(
+            f"{folder}: trained on {card.base_model!r}, whose UNet differs from this model's in "
+            f"{', '.join(differing)}; load the model the patch was made for."
+        )
 
 
 def load_patch(unet: Any, folder: str | Path, name: str = "default") -> PatchCard:

@@ -30,6 +30,8 @@ class PatchesMixin:
         """
         name = (name or Path(path).resolve().name).replace(".", "_")
         scales = adapters.active_scales(self.unet)
+        if any(parameter.is_meta for parameter in self.unet.parameters()):
+            raise ValueError("load patches before enable_sequential_cpu_offload(): the UNet's weights are away now.")
         if adapters.is_fused(self.unet):
             raise ValueError("patches are fused into the weights; call unfuse_patches() first.")
         card = load_patch(self.unet, path, name)
@@ -46,7 +48,7 @@ class PatchesMixin:
         adapters.set_scales(self.unet, scales if isinstance(scales, Mapping) else dict.fromkeys(scales, 1.0))
 
     def unload_patches(self, names: Sequence[str] | None = None) -> None:
-        """Take patches out (all by default). The base model is then as it was, to the bit.
+        """Take patches out (all by default). The base model is then as it was, to the bit unless patches were fused.
 
         Raises:
             ValueError: for a patch that is not loaded, or while patches are fused.
@@ -60,7 +62,7 @@ class PatchesMixin:
         adapters.fuse(self.unet)
 
     def unfuse_patches(self) -> None:
-        """Undo `fuse_patches`, up to rounding."""
+        """Undo `fuse_patches`, up to rounding: that of the base's precision, which in half precision shows."""
         adapters.unfuse(self.unet)
 
     @property

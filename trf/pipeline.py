@@ -23,7 +23,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from .base import model_location
-from .conditioning import encode_clip, encode_condition, micro_conditioning, upcast
+from .conditioning import encode_clip, encode_condition, micro_conditioning
 from .edm import denoised, preconditioning
 from .fusion import frame_guidance, guide, linear_weights, reverse_time
 from .patch_mixin import PatchesMixin
@@ -124,20 +124,23 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         self, image: Images, settings: SamplerSettings, aug_noise: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """CLIP embedding `[B, 1, D]` and conditioning latents `[B, 1, C, h, w]` of a bound, in the UNet's dtype."""
-        pixels = _as_unit_range(image).to(device)
+        image = _rgb(image)
+        pixels = _as_tensor(image).to(device)
         embedding = encode_clip(pixels, self.image_encoder, self.feature_extractor)
         resized = self.video_processor.preprocess(image, height=settings.height, width=settings.width).to(device)
         latents = encode_condition(resized + settings.noise_aug_strength * aug_noise, self.vae)
         return embedding.to(self.unet.dtype), latents.unsqueeze(1).to(self.unet.dtype)
 
     def decode_latents(self, latents: Tensor, decode_chunk_size: int) -> Tensor:
-        """Frames `[B, F, 3, H, W]` in [-1, 1], float32, decoded `decode_chunk_size` frames at a time."""
+        """Frames `[B, F, 3, H, W]` in [-1, 1], float32, decoded `decode_chunk_size` frames at a time.
+
+        In the VAE's own precision, as stock SVD decodes: `force_upcast` concerns its encoder.
+        """
         frames = []
-        with upcast(self.vae):
-            for video in latents / self.vae.config.scaling_factor:
-                for chunk in video.split(decode_chunk_size):
-                    decoded = self.vae.decode(chunk.to(self.vae.dtype), num_frames=chunk.shape[0]).sample
-                    frames.append(decoded.float())
+        for video in latents / self.vae.config.scaling_factor:
+            for chunk in video.split(decode_chunk_size):
+                decoded = self.vae.decode(chunk.to(self.vae.dtype), num_frames=chunk.shape[0]).sample
+                frames.append(decoded.float())
         return torch.cat(frames).unflatten(0, latents.shape[:2])
 
     @torch.no_grad()
@@ -165,7 +168,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         aug_noise: Tensor | None = None,
         renoise_noise: Tensor | None = None,
         low_memory: bool = False,
-        decode_chunk_size: int | None = None,
+        decode_chunk_size: int = 8,
         output_type: str = "pil",
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -201,7 +204,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             renoise_noise: unit noise of the re-noising iterations in their order, `[number, B, F, C, h, w]`, in place
                 of draws.
             low_memory: four UNet calls an iteration, of B rows each, in place of one of 4 B.
-            decode_chunk_size: frames the VAE decodes at a time; all by default.
+            decode_chunk_size: frames the VAE decodes at a time; 8 as in the release.
             output_type: `pil`, `np`, `pt` or `latent`.
             callback_on_step_end: called as `callback(pipe, iteration, timestep, {"latents": ...})` after every
                 iteration, re-noising ones included; may return replaced latents.
@@ -247,6 +250,15 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
         )
 
+        said = {name for name, source in sources.items() if source != "default"}
+        asked = sorted(said & {"jump_length", "jump_n_sample", "repeat_step_ratio"})
+        if asked and settings.jump_n_sample > 1 and not count(plan, "renoise"):
+            logger.warning(
+                "no re-noising happens with num_inference_steps=%d, repeat_step_ratio=%g and jump_length=%d: %s has no "
+                "effect; take more steps or a smaller ratio.",
+                settings.num_inference_steps, settings.repeat_step_ratio, settings.jump_length, ", ".join(asked),
+            )  # fmt: skip
+
         # 3. Draws, in a fixed order: augmentation, start noise, then re-noising as it comes
         aug_shape = (num_pairs, 3, settings.height, settings.width)
         if aug_noise is None:
@@ -279,7 +291,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             conditions = torch.cat([torch.zeros_like(conditions), conditions])
         ids = micro_conditioning(
             settings.fps, settings.motion_bucket_id, settings.noise_aug_strength, embeddings.shape[0]
-        ).to(device, self.unet.dtype)
+        ).to(device)
         scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, device)
 
         # 5. The model as a denoiser of both directions
@@ -326,7 +338,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         # 7. Decode
         frames: Any = x
         if output_type != "latent":
-            decoded = self.decode_latents(x, decode_chunk_size or settings.num_frames)
+            decoded = self.decode_latents(x, decode_chunk_size)
             frames = self.video_processor.postprocess_video(decoded.transpose(1, 2), output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -348,12 +360,21 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         )
 
 
-def _as_unit_range(image: Images) -> Tensor:
-    """Images as `[B, 3, H, W]` float32 in [0, 1]; images of a list must share one size."""
+def _rgb(image: Images) -> Images:
+    """PIL images in RGB, whatever their mode; tensors as they are, checked for their range."""
+    if isinstance(image, Tensor):
+        if image.min() < 0 or image.max() > 1:
+            raise ValueError(f"image tensors lie in [0, 1], this one in [{image.min():g}, {image.max():g}].")
+        return image
+    return [one.convert("RGB") for one in ([image] if isinstance(image, PIL.Image.Image) else image)]
+
+
+def _as_tensor(image: Images) -> Tensor:
+    """RGB images as `[B, 3, H, W]` float32 in [0, 1]; images of a list must share one size."""
     if isinstance(image, Tensor):
         return image.float()
-    images = [image] if isinstance(image, PIL.Image.Image) else list(image)
-    arrays = [np.asarray(one.convert("RGB"), dtype=np.float32) / 255 for one in images]
+    images = [image] if isinstance(image, PIL.Image.Image) else image
+    arrays = [np.asarray(one, dtype=np.float32) / 255 for one in images]
     if len({array.shape for array in arrays}) > 1:
         raise ValueError("images of one list must share one size; crop them first.")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)

@@ -6,7 +6,7 @@ import torch
 from trfpp.data_prep import latents
 from trfpp.data_prep.dataset import clip_frames, load_clips, prepare
 from trfpp.data_prep.frames import to_tensor
-from trfpp.data_prep.latents import CacheKey, build_cache, find_cache, finish_cache, read_clip
+from trfpp.data_prep.latents import CacheKey, build_cache, check_cache, find_cache, finish_cache, read_clip
 from trfpp.data_prep.procedural import write_linear_world
 from trfpp.trf.base import load_component
 from trfpp.trf.conditioning import encode_clip
@@ -109,3 +109,15 @@ def test_two_caches_for_one_model_must_be_chosen_between(data, cache, tiny_model
 def test_a_missing_clip_is_named(cache):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_clip(cache, "nowhere")
+
+
+def test_an_explicit_cache_must_be_complete_and_for_the_model(cache, tiny_model, tmp_path):
+    check_cache(cache, str(tiny_model))
+    with pytest.raises(ValueError, match="no complete cache"):
+        check_cache(tmp_path, str(tiny_model))
+    with pytest.raises(ValueError, match="another model, which differs in model"):
+        check_cache(cache, "miniature")
+
+
+def test_versions_of_libraries_are_no_part_of_a_cache(key):
+    assert not any("version" in name for name in key.content()["image_encoder"])

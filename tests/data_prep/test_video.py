@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from trfpp.data_prep.video import UnreadableVideo, find_videos, open_video
-from trfpp.data_prep.writing import replacing, write_frames, write_video
+from trfpp.data_prep.writing import write_frames, write_video
+from trfpp.trf.replace import replacing
 
 GOOD = [
     *["anim.gif", "b_frames.mp4", "cfr.mp4", "odd_size.mkv", "portrait.mp4", "starts_late.mkv", "starts_late.mp4"],

@@ -66,7 +66,7 @@ def train_here():
 def train_elsewhere(tmp_path):
     """Starts `python -m trfpp.train` in a new process (or under a launcher) and returns it, output piped."""
 
-    def start(config, launcher=(sys.executable,), **environment):
+    def start(config, launcher=(sys.executable,), start_new_session=False, **environment):
         file = tmp_path / f"{config.output.name}.yaml"
         file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return subprocess.Popen(
@@ -75,6 +75,7 @@ def train_elsewhere(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=start_new_session,
         )
 
     return start

@@ -2,15 +2,19 @@
 
 import json
 import os
+import random
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trfpp.train.processes import check_processes
 from trfpp.trf.patch import read_card
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
@@ -137,42 +141,173 @@ def test_no_vae_and_no_clip_tower_are_loaded_for_training(config, train_here, mo
     assert loaded == ["unet"]
 
 
-def test_killed_and_started_again_ends_with_the_same_bits(config, train_elsewhere, uninterrupted):
-    run = config("killed", gradient_accumulation=2, steps=8, checkpoint={"every": 3})
-    process = train_elsewhere(run)
-    checkpoints = run.output / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not (checkpoints / "step-000003").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    code, _, err = finish(process)
-    assert code == -signal.SIGKILL, err
+PROGRAM = """
+import json, os, random, signal, sys, yaml
+from trfpp.configs.schema import TrainConfig
+from trfpp.train import checkpoint, loop
+config = TrainConfig.model_validate_json(json.dumps(yaml.safe_load(open(sys.argv[1]))))
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+where, number = sys.argv[2], int(sys.argv[3])
+if where == "saving":
+    real_save, calls = checkpoint.save_file, []
+    def save_file(tensors, path):
+        calls.append(path)
+        if len(calls) == number:
+            path.write_bytes(b"half a file")
+            die()
+        real_save(tensors, path)
+    checkpoint.save_file = save_file
+else:
+    real_loss, calls = loop.denoising_loss, []
+    def denoising_loss(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            die()
+        return real_loss(*args, **kwargs)
+    loop.denoising_loss = denoising_loss
+loop.train(config)
+"""
+
+
+@pytest.mark.parametrize("where", ["stepping", "saving"])
+def test_killed_and_started_again_ends_with_the_same_bits(config, train_elsewhere, uninterrupted, tmp_path, where):
+    """SIGKILL at a random batch, another on every run of this test, and half-way through writing a checkpoint."""
+    run = config(f"killed_{where}", gradient_accumulation=2, steps=8, checkpoint={"every": 2})
+    number = 2 if where == "saving" else random.randrange(1, 17)
+    program, settings = tmp_path / "die.py", tmp_path / "die.yaml"
+    program.write_text(PROGRAM)
+    settings.write_text(yaml.safe_dump(run.model_dump(mode="json")))
+    died = subprocess.run(
+        [sys.executable, str(program), str(settings), where, str(number)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
     assert not (run.output / "patch").exists()
     code, out, err = finish(train_elsewhere(run))
     assert code == 0, err
-    assert "resumed from" in out
-    assert "step-000003" in out or "step-000006" in out
+    assert ("resumed from" in out) == (where == "saving" or number > 4), f"killed at batch {number}"
     ended = weights(run.output / "patch")
-    assert all(torch.equal(ended[key], uninterrupted[key]) for key in uninterrupted)
+    assert all(torch.equal(ended[key], uninterrupted[key]) for key in uninterrupted), f"killed at batch {number}"
+    assert not list((run.output / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first(config, train_elsewhere, uninterrupted, number):
-    run = config(f"signal{number}", gradient_accumulation=2, steps=8, checkpoint={"every": 100})
-    slow = run.model_copy(update={"steps": 400})
-    process = train_elsewhere(slow)
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+def test_a_signal_saves_first_and_the_run_goes_on(config, train_elsewhere, train_here, number, group):
+    """Also when the whole process group gets it, loader workers included, as from a scheduler or a terminal."""
+    run = config(f"signal{number}", steps=60, checkpoint={"every": 100}, loader_workers=2 if group else 0)
+    process = train_elsewhere(run, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list((run.output / "log").glob("events*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.5)
-    process.send_signal(number)
+    time.sleep(1)
+    if group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number, err
     assert "run the same command again" in err
     (saved,) = (run.output / "checkpoints").iterdir()
     state = json.loads((saved / "state.json").read_text())
-    assert 0 < state["step"] < 400
+    assert 0 < state["step"] < 60
     assert saved.name == f"step-{state['step']:06d}"
+    if group:
+        return
+    code, out, err = finish(train_elsewhere(run))
+    assert code == 0, err
+    assert f"step-{state['step']:06d}" in out
+    whole = config("whole", steps=60, checkpoint={"every": 100})
+    code, _, err = finish(train_elsewhere(whole))
+    assert code == 0, err
+    ended, expected = weights(run.output / "patch"), weights(whole.output / "patch")
+    assert all(torch.equal(ended[key], expected[key]) for key in expected)
+
+
+def test_a_stop_request_skips_validation(config, train_here, monkeypatch):
+    from trfpp.train import loop
+
+    run = config(steps=4, validation={"every": 1, "pairs": 1, "num_inference_steps": 1})
+    real = loop.denoising_loss
+
+    def ask(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "denoising_loss", ask)
+    with pytest.raises(loop.Stopped):
+        train_here(run)
+    assert not (run.output / "validation").exists()
+    assert [path.name for path in (run.output / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_failing_validation_loses_no_checkpoint(config, train_here, monkeypatch):
+    from trfpp.train import validate
+
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(validate.Validator, "_generate", fail)
+    run = config(steps=2, checkpoint={"every": 1}, validation={"every": 1, "pairs": 1})
+    with pytest.raises(MemoryError):
+        train_here(run)
+    assert [path.name for path in (run.output / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(config, train_here, monkeypatch):
+    from trfpp.train import loop
+
+    real, calls = loop.denoising_loss, []
+
+    def spoil(*args, **kwargs):
+        calls.append(1)
+        return real(*args, **kwargs) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(loop, "denoising_loss", spoil)
+    run = config(steps=6, log_every=6, checkpoint={"every": 1, "keep": 2})
+    with pytest.raises(FloatingPointError, match="not finite at step 3, which was not saved"):
+        train_here(run)
+    assert sorted(path.name for path in (run.output / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_a_finished_run_is_left_as_it_is(config, train_here):
+    run = config(steps=2)
+    card = (train_here(run) / "patch.json").read_text()
+    assert (train_here(run) / "patch.json").read_text() == card
+    with pytest.raises(ValueError, match=r"steps=1, but .*step-000002 has 2"):
+        train_here(config(steps=1))
+
+
+def test_a_schedule_that_looks_ahead_binds_the_number_of_steps(config, train_here):
+    train_here(config(steps=2, optim={"schedule": "cosine"}))
+    with pytest.raises(ValueError, match=r"steps \(was 2, is 4\)"):
+        train_here(config(steps=4, optim={"schedule": "cosine"}))
+
+
+def test_without_held_out_clips_there_is_no_validation(config, train_here, monkeypatch, capsys):
+    from trfpp.train import loop, plan
+
+    for module in (loop, plan):
+        real = module.load_clips
+        monkeypatch.setattr(
+            module,
+            "load_clips",
+            lambda f, split="train", real=real: real(f, split).select([]) if split != "train" else real(f),
+        )
+    run = config(steps=1, validation={"every": 1})
+    train_here(run)
+    assert "no validation" in capsys.readouterr().out
+    assert not (run.output / "validation").exists()
+
+
+def test_a_launchers_accumulation_does_not_divide_twice(config, train_here, monkeypatch):
+    plain = weights(train_here(config("plain", steps=1, optim={"eps": 1.0, "warmup_steps": 0})))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    other = weights(train_here(config("other", steps=1, optim={"eps": 1.0, "warmup_steps": 0})))
+    assert all(torch.equal(plain[key], other[key]) for key in plain)
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(config, train_elsewhere, uninterrupted):
@@ -199,16 +334,15 @@ def test_both_ranks_hold_the_same_weights(config, train_elsewhere, tmp_path):
         "    watch.model = model\n"
         "    return real(model, batch, dtype)\n"
         "loop.denoising_loss = watch\n"
+        "from trfpp.train.data import CachedSamples\n"
+        "clips, clip_of = [], CachedSamples.clip_of\n"
+        "CachedSamples.clip_of = lambda self, n: (clips.append(clip_of(self, n).clip_id), clip_of(self, n))[1]\n"
         "config = TrainConfig.model_validate_json(json.dumps(yaml.safe_load(open(sys.argv[1]))))\n"
         "loop.train(config)\n"
         "state = {k: v.detach().clone() for k, v in watch.model.module.named_parameters() if 'lora_' in k}\n"
         "save_file(state, f'{sys.argv[2]}/{rank}.safetensors')\n"
-        "json.dump(seen, open(f'{sys.argv[2]}/{rank}.json', 'w'))\n"
+        "json.dump([seen, clips], open(f'{sys.argv[2]}/{rank}.json', 'w'))\n"
     )
-    import subprocess
-
-    import yaml
-
     run = config("ranks", steps=3)
     (tmp_path / "ranks.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json")))
     command = [*TORCHRUN, str(program), str(tmp_path / "ranks.yaml"), str(tmp_path)]
@@ -218,8 +352,10 @@ def test_both_ranks_hold_the_same_weights(config, train_elsewhere, tmp_path):
     one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(one[key], two[key]) for key in one)
     drawn = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    values = [value for seen in drawn for step in seen for value in step]
+    values = [value for seen, _ in drawn for step in seen for value in step]
     assert len(set(values)) == len(values) == 18
+    clips = [clip for _, clips in drawn for clip in clips]
+    assert len(set(clips)) == len(clips) == 6  # one epoch: every clip once, on one rank
 
 
 def test_fewer_processes_than_asked_for_is_an_error(config, train_here, train_elsewhere):
@@ -230,3 +366,10 @@ def test_fewer_processes_than_asked_for_is_an_error(config, train_here, train_el
     assert code != 0
     assert "accelerate launch asks for 2 processes, but training runs on 1" in err
     assert "torchrun --nproc_per_node 2" in err
+
+
+def test_processes_that_do_not_join_are_an_error(monkeypatch):
+    """torchrun without ACCELERATE_USE_CPU on a machine without GPUs: each would train alone, into one output."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="the launcher asks for 2 processes, but training runs on 1"):
+        check_processes(1, None)

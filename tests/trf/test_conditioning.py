@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import PIL.Image
 import pytest
@@ -24,7 +25,7 @@ def image():
 
 
 def as_tensor(image):
-    return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 @pytest.mark.parametrize("size", [(300, 250), (500, 128), (40, 24)])
@@ -47,14 +48,23 @@ def test_posterior_does_not_depend_on_the_chunk(stock):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_half_precision_vae_encodes_in_float32_and_comes_back(tiny_model, stock):
-    vae = load_component(tiny_model, "vae", dtype=torch.float16)
-    frames = torch.rand(1, 3, 32, 48) * 2 - 1
-    half_weights = encode_condition(frames, vae)
-    assert vae.dtype == torch.float16
-    assert torch.allclose(half_weights, encode_condition(frames, stock.vae), atol=2e-2)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_vae_encodes_in_float32_and_comes_back(tiny_model, dtype):
+    vae = load_component(tiny_model, "vae", dtype=dtype)
+    same_weights = load_component(tiny_model, "vae", dtype=dtype).float()
+    frames = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(encode_condition(frames, vae), encode_condition(frames, same_weights))
+    assert vae.dtype == dtype
+    vae.register_to_config(force_upcast=False)
     with upcast(vae):
-        assert vae.dtype == torch.float32
+        assert vae.dtype == dtype
+
+
+def test_an_offloaded_vae_encodes_where_the_images_are(tiny_model):
+    """The weights lie elsewhere until the VAE is called; the meta device stands for the GPU they then move to."""
+    vae = load_component(tiny_model, "vae")
+    accelerate.cpu_offload_with_hook(vae, execution_device="meta")
+    assert encode_condition(torch.zeros(1, 3, 32, 48, device="meta"), vae).is_meta
 
 
 def test_fps_is_given_less_one():

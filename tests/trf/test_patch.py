@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
-from trfpp.trf.patch import load_patch, read_card
+from trfpp.trf.patch import base_of, load_patch, read_card, save_patch
 
 
 @pytest.fixture
@@ -200,3 +200,44 @@ def test_unknown_names_and_patterns_are_named(unet, make_patch):
         adapters.set_scales(unet, {"two": 1.0})
     with pytest.raises(ValueError, match="loaded already"):
         load_patch(unet, make_patch("copy"), "one")
+
+
+def test_dropout_is_for_training_only(unet, make_patch):
+    plain, dropped = make_patch("plain"), make_patch("dropped", dropout=0.5)
+    load_patch(unet, plain)
+    expected = output(unet)
+    adapters.remove_adapters(unet)
+    load_patch(unet, dropped)
+    torch.manual_seed(0)
+    assert torch.equal(output(unet), expected)
+
+
+def test_a_setting_left_out_of_a_config_means_its_default(unet, make_patch):
+    config = {k: v for k, v in unet.config.items() if k[0] != "_" and k != "transformer_layers_per_block"}
+    folder = make_patch(unet_fingerprint="0" * 64, unet_config=config)
+    assert "transformer_layers_per_block" not in load_patch(unet, folder).unet_config
+
+
+def test_names_that_pytorch_uses_are_refused(unet, make_patch):
+    with pytest.raises(ValueError, match="cannot be named 'keys'"):
+        load_patch(unet, make_patch(), "keys")
+
+
+def test_the_model_is_that_of_the_first_patch(make_patch):
+    assert base_of([]) == ("miniature", None)
+    assert base_of([make_patch(base_model="a/b", base_revision="c")]) == ("a/b", "c")
+
+
+def test_a_patch_is_replaced_at_once_or_not_at_all(unet, make_patch, monkeypatch):
+    folder = make_patch()
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    card = load_patch(unet, folder)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_patch(folder, unet, card)
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

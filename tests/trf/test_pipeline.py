@@ -190,6 +190,32 @@ def test_offload_hooks_change_nothing(tiny_model, make_patch):
     assert torch.equal(*results)
 
 
+def test_images_of_any_mode_are_taken_as_rgb(pipe):
+    colours = picture(0).quantize(32)
+    expected = latents(pipe, colours.convert("RGB"), picture(1), generator=seeded(0))
+    for mode in ("P", "RGBA"):
+        image = colours if mode == "P" else colours.convert("RGBA")
+        assert torch.equal(latents(pipe, image, picture(1), generator=seeded(0)), expected)
+    grey = picture(0).convert("L")
+    one = latents(pipe, grey, picture(1), generator=seeded(0))
+    assert torch.equal(one, latents(pipe, grey.convert("RGB"), picture(1), generator=seeded(0)))
+
+
+def test_renoising_that_was_asked_for_and_cannot_happen_is_a_warning(pipe, caplog):
+    latents(pipe, picture(0), picture(1), num_inference_steps=2, jump_length=5, generator=seeded(0))
+    assert "no re-noising happens with num_inference_steps=2" in caplog.text
+    caplog.clear()
+    pipe(picture(0), picture(1), height=32, width=48, num_frames=4, num_inference_steps=1, output_type="latent")
+    assert not caplog.text
+
+
+def test_patches_come_before_sequential_offload(tiny_model, make_patch):
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    with pytest.raises(ValueError, match="before enable_sequential_cpu_offload"):
+        pipe.load_patch(make_patch())
+
+
 def test_the_scheduler_is_left_alone(pipe):
     before = pipe.scheduler.timesteps.clone()
     latents(pipe, picture(0), picture(1), generator=seeded(0))
@@ -206,6 +232,7 @@ def test_the_scheduler_is_left_alone(pipe):
         ({"height": 33}, "multiples of 2"),
         ({"num_frames": 1}, "num_frames=1"),
         ({"sampler": "best"}, "sampler='best'"),
+        ({"start_image": torch.full((1, 3, 32, 48), -0.5)}, r"lie in \[0, 1\]"),
         ({"latents": torch.zeros(1, 2, 3)}, "latents is"),
         ({"aug_noise": torch.zeros(1, 3, 8, 8)}, "aug_noise is"),
         ({"renoise_noise": torch.zeros(9, 1)}, "renoise_noise is"),

@@ -1,0 +1,39 @@
+"""Files and folders that are whole or not there: written beside, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write a file or folder to; it takes `path`'s place when the block ends well.
+
+    If the block fails or is interrupted, what it wrote is removed and `path` stays as it was. A folder that is replaced
+    is moved aside first and removed last, so that a whole one is there at any time but for the instant of two renames.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: writers choose the format by it.
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    old = path.with_name(f".{path.stem}.{os.getpid()}.old{path.suffix}")
+    remove(beside)
+    try:
+        yield beside
+        if path.is_dir():
+            os.rename(path, old)
+        os.replace(beside, path)
+    finally:
+        remove(beside)
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
