@@ -66,8 +66,12 @@ def _infer(config: schema.InferConfig) -> None:
     if config.dry_run:
         print(plan(config))
         return
-    keep_settings(config, config.output, "infer")
-    generate(config)
+    before = set(config.output.glob("*/generation.json"))
+    try:
+        generate(config)
+    finally:
+        if set(config.output.glob("*/generation.json")) - before or config.overwrite:
+            keep_settings(config, config.output, "infer")
 
 
 def _export(config: schema.ExportConfig) -> None:

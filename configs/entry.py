@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 # Before pydantic is imported: its errors are for people here, who have no use for links to its manual.
@@ -22,15 +24,22 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     With TRFPP_DEBUG=1 in the environment a mistake comes with its traceback.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "transformers"):
+    for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
+    # As Ctrl-C, so that half-written results are removed; training replaces this by saving first.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return work(command_line(settings, command, argv)) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TRFPP_DEBUG"):
             raise
-        print(f"trfpp {command}: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"trfpp {command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"trfpp {command}: interrupted; what was finished is kept.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(f"trfpp {command}: interrupted; whole results stay, half ones were removed.", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)

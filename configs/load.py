@@ -3,8 +3,8 @@
     trfpp train configs/my_run.yaml optim.lr=2e-4 lora.rank=32
     trfpp train my_recipe --optim.lr 2e-4 --lora.rank 32
 
-Both spellings of an override are the same. A bare name is a shipped recipe, `configs/<command>/<name>.yaml`. The
-file is checked by pydantic, overrides and help are tyro's.
+Both spellings of an override are the same. A bare name is a shipped recipe, `configs/<command>/<name>.yaml`. Files and
+`key=value` are checked by pydantic; `--key value` and help are tyro's.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
+    if path.name == "generation.json" and isinstance(content, dict):
+        content = content.get("config")  # the record of a result holds the settings that repeat it
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: must hold `key: value` lines, holds a {type(content).__name__}.")
     return content
@@ -71,13 +73,13 @@ def command_line(model: type[S], command: str, argv: Sequence[str]) -> S:
     """Settings of one command from its arguments: `[CONFIG] [key=value | --key value ...]`.
 
     Raises:
-        SettingsError: for a bad file. A bad argument ends the program with a message, as does `--help`.
+        SettingsError: one sentence for each mistake in the file or in a `key=value`. A mistake in a `--key value` ends
+            the program with tyro's message, as `--help` does with its text.
     """
-    import tyro
-
     names = recipes(command)
     words = list(argv)
-    file: Path | None = None
+    values: dict[str, Any] = {}
+    where = f"trfpp {command}"
     if words and not words[0].startswith("-") and "=" not in words[0]:
         word = words.pop(0)
         file = names.get(word, Path(word))
@@ -87,17 +89,51 @@ def command_line(model: type[S], command: str, argv: Sequence[str]) -> S:
                 f"did you mean the recipe {near[0]!r}?" if near else f"shipped recipes: {', '.join(names) or 'none'}."
             )
             raise SettingsError(f"{word}: no such file; {hint}")
-    default: Any = tyro.MISSING_NONPROP if file is None else _from_file(model, read_yaml(file), str(file))
-    settings: S = tyro.cli(
+        values, where = read_yaml(file), str(file)
+    content = _checked(model, values, where)
+
+    overrides: dict[str, Any] = {}
+    flags = []
+    for word in words:
+        match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", word, flags=re.DOTALL)
+        if match:
+            _put(overrides, match[1].split("."), _value(match[2], dict(_fields(model)).get(match[1])))
+        else:
+            flags.append(word)
+    _checked(model, overrides, "")
+    content = _checked(model, _merged(values, overrides), where)
+    return _by_tyro(model, content, flags, command) if flags else _whole(model, content)
+
+
+def _by_tyro(model: type[S], content: dict[str, Any], flags: Sequence[str], command: str) -> S:
+    """The rest of the command line, `--key value` and `--help`, over the settings so far."""
+    import tyro
+
+    absent = {name for name, field in model.model_fields.items() if field.is_required() and name not in content}
+    settings = tyro.cli(
         model,
-        args=[token for word in words for token in _as_flags(model, word)],
-        default=default,
+        args=flags,
+        default=model.model_construct(**content, **dict.fromkeys(absent, tyro.MISSING_NONPROP)),
         prog=f"trfpp {command}",
-        description=_description(model, command, names),
+        description=_description(model, command, recipes(command)),
         config=(tyro.conf.AvoidSubcommands,),
         use_underscores=True,
     )
-    return settings
+    return typing.cast("S", settings)
+
+
+def _whole(model: type[S], content: Mapping[str, Any]) -> S:
+    """The settings as a whole: nothing required may be missing, and they must go together."""
+    try:
+        return model(**content)
+    except ValidationError as error:
+        sentences = [
+            f"{'.'.join(map(str, e['loc']))} is not set; give {e['loc'][0]}=..."
+            if e["type"] == "missing"
+            else f"{e['msg'].removeprefix('Value error, ')}."
+            for e in error.errors()
+        ]
+        raise SettingsError("\n".join(sentences)) from None
 
 
 def _description(model: type[Settings], command: str, names: Mapping[str, Path]) -> str:
@@ -106,30 +142,40 @@ def _description(model: type[Settings], command: str, names: Mapping[str, Path])
     return "\n".join(lines)
 
 
-def _as_flags(model: type[Settings], word: str) -> list[str]:
-    """`a.b=1` as `--a.b=1`; a YAML list becomes several words, and a switch `--a.b` or `--a.no-b`."""
-    match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", word, flags=re.DOTALL)
-    if not match:
-        return [word]
-    key, text = match.groups()
-    if text.startswith("["):
-        return [f"--{key}", *(str(item) for item in yaml.load(text, Loader=_Loader))]
-    if text.lower() in ("true", "false") and dict(_fields(model)).get(key) is bool:
-        path, _, leaf = key.rpartition(".")
-        return [f"--{path}{'.' if path else ''}{'' if text.lower() == 'true' else 'no-'}{leaf}"]
-    return [f"--{key}={'None' if text == 'null' else text}"]
+def _value(text: str, annotation: Any) -> Any:
+    """The value a word on the command line stands for: text where text is wanted, else what YAML reads."""
+    options = (annotation,) if typing.get_origin(annotation) in (None, list, tuple) else typing.get_args(annotation)
+    if text in ("null", "None") and type(None) in options:
+        return None
+    if str in options or Path in options:
+        return text
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
 
 
-def _from_file(model: type[S], values: Mapping[str, Any], where: str) -> Any:
-    """`model` holding a file's values, not validated as a whole: the command line may still add to it.
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value
 
-    Required fields that the file leaves out carry tyro's mark for a missing value.
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, `above` going first, down to the leaves."""
+    merged = dict(below)
+    for key, value in above.items():
+        earlier = merged.get(key)
+        merged[key] = _merged(earlier, value) if isinstance(earlier, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _checked(model: type[S], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Each given setting as `model` holds it, checked on its own: what is missing may still come.
 
     Raises:
         SettingsError: one sentence for each wrong key, with the nearest valid one.
     """
-    import tyro
-
     content: dict[str, Any] = {}
     errors: list[str] = []
     for name, value in values.items():
@@ -145,21 +191,20 @@ def _from_file(model: type[S], values: Mapping[str, Any], where: str) -> Any:
             errors += [_sentence(model, {**e, "loc": (name, *e["loc"])}, where) for e in error.errors()]
     if errors:
         raise SettingsError("\n".join(errors))
-    for name, field in model.model_fields.items():
-        if name not in content and field.is_required():
-            content[name] = tyro.MISSING_NONPROP
-    return model.model_construct(**content)
+    return content
 
 
 def _sentence(model: type[BaseModel], error: Mapping[str, Any], where: str) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
+    prefix = f"{where}: " if where else ""
     if error["type"] == "extra_forbidden":
         valid = [name for name, _ in _fields(model)]
         leaf = [name for name in valid if name.split(".")[-1] == path[-1]]
-        near = leaf or difflib.get_close_matches(key, valid, 1, 0.4) or [", ".join(_children(model, path[:-1]))]
-        return f"{where}: unknown setting {key!r}; did you mean {near[0]!r}?"
-    return f"{where}: {key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}."
+        near = leaf or difflib.get_close_matches(key, valid, 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(_children(model, path[:-1]))}."
+        return f"{prefix}unknown setting {key!r}; {hint}"
+    return f"{prefix}{key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}."
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:

@@ -35,8 +35,9 @@ class Settings(BaseModel):
 class OnModel(Settings):
     """Commands that work on an SVD model."""
 
-    model: str = "miniature"
-    """`miniature`, a local diffusers folder, or a hub id such as stabilityai/stable-video-diffusion-img2vid-xt."""
+    model: str
+    """`miniature` (built in, random weights), a local diffusers folder, or a hub id such as
+    stabilityai/stable-video-diffusion-img2vid-xt."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     variant: str | None = None
@@ -47,7 +48,7 @@ class OnPatch(OnModel):
     """Commands that work on patches, which know the model they were made for."""
 
     model: str = ""
-    """As for training; by default the model the (first) patch was made for, or the miniature without a patch."""
+    """As for training; by default the model that the (first) patch was made for."""
 
 
 class PrepConfig(Settings):
@@ -78,7 +79,7 @@ class PrepConfig(Settings):
     max_clips_per_video: Positive | None = None
     """Keep at most so many clips of one video, spread evenly."""
     holdout: Fraction = 0.1
-    """Fraction of each video's clips kept for validation, from its end."""
+    """Fraction of all clips kept for validation, from the ends of the videos."""
     sequence_fps: Annotated[float, Field(gt=0)] = 24.0
     """Frames per second of image sequences, which carry no times."""
     image_format: Literal["png", "jpeg"] = "png"

@@ -109,6 +109,10 @@ def prepare(source: Path, output: Path, *, overwrite: bool = False, progress: bo
     Raises:
         ValueError: for a bad setting, if `output` holds something else, or if no clip was found; then with all reasons.
     """
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            f"output={str(output)!r} lies in the source folder, where its own images would count as footage."
+        )
     wanted = ClipSettings(**settings)
     given = {"source": str(source.resolve()), **asdict(wanted)}
     earlier = _earlier_report(source, output, given, overwrite)
@@ -168,7 +172,7 @@ def _rows(
 ) -> Iterator[tuple[dict[str, Any], Split]]:
     """The rows of all clips with their split; `report` is kept up on the way."""
     total = sum(len(one.windows) for one in planned)
-    with tqdm(total=total, desc="cutting", unit="clip", disable=not progress) as bar:
+    with tqdm(total=total, desc="cutting", unit="clip", disable=None if progress else True) as bar:
         for one in planned:
             try:
                 for window, split in one.windows:

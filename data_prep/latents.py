@@ -33,6 +33,7 @@ from ..trf.edm import log_normal_sigmas
 from ..trf.seeds import derived_seed
 from .dataset import clip_frames, load_clips
 from .frames import to_tensor
+from .plan import Split
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ def build_cache(
     Returns:
         The cache folder.
     """
+    splits: tuple[Split, ...] = ("train", "validation")
+    clips_of = {split: load_clips(data, split) for split in splits}
     folder = cache_folder(data, key)
     if (folder / INDEX_FILE).is_file() and not overwrite:
         return folder
@@ -152,10 +155,9 @@ def build_cache(
     image_encoder = load_component(key.model, "image_encoder", **load).to(device)
     feature_extractor = load_component(key.model, "feature_extractor", revision=key.revision)
 
-    for split in ("train", "validation"):
-        clips = load_clips(data, split)
+    for split, clips in clips_of.items():
         numbers = range(share[0], len(clips), share[1])
-        for number in tqdm(numbers, unit="clip", desc=f"cache {split}", disable=not progress):
+        for number in tqdm(numbers, unit="clip", desc=f"cache {split}", disable=None if progress else True):
             clip = clips[number]
             file = folder / f"{clip['clip_id']}.safetensors"
             if overwrite or not _is_whole(file):

@@ -112,7 +112,7 @@ def plan(source: Path, *, progress: bool = True, **settings: Any) -> Plan:
         raise ValueError(f"{source}: holds no videos and no folders of images.")
     planned = []
     owed = 0.0
-    with tqdm(found, desc="looking", unit="file", disable=not progress) as bar:
+    with tqdm(found, desc="looking", unit="file", disable=None if progress else True) as bar:
         for path in bar:
             video = open_video(path, wanted.sequence_fps)
             try:

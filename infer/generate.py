@@ -51,6 +51,15 @@ PAIR_SETTINGS = ("fps", "motion_bucket_id", "num_frames")
 """Sampler settings a manifest can give for each pair."""
 
 
+class PairsFailed(ValueError):
+    """Some pairs could not be generated; `folders` are the results of the others."""
+
+    def __init__(self, folders: list[Path], failures: dict[str, str]) -> None:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+        super().__init__(f"{len(failures)} of {len(folders) + len(failures)} pairs failed:\n{reasons}")
+        self.folders = folders
+
+
 def generate(config: InferConfig) -> list[Path]:
     """Generate every pair that is not there yet.
 
@@ -59,28 +68,37 @@ def generate(config: InferConfig) -> list[Path]:
     starts a new generator from its seed, on the CPU, so that a result depends neither on the order of the pairs nor on
     the device's random numbers.
 
-    A pair that cannot be generated is reported with its reason and the rest goes on. What is finished stays when the
-    run is interrupted.
+    A pair that cannot be generated does not keep the rest from going on. What is finished stays when the run is
+    interrupted.
 
     Returns:
         Folders of the results in the pairs' order, those that were there already included.
 
     Raises:
         FileNotFoundError: if a patch folder is no patch.
-        ValueError: if a patch does not fit, a setting cannot work, or no pair could be generated.
+        ValueError: if a patch does not fit or a setting cannot work.
+        PairsFailed: at the end, if some pairs could not be generated, with their reasons.
     """
     config = on_its_model(config)
+    print(f"model: {config.model}")
     outline = _outline(config)
     jobs = _jobs(config, outline)
     from_card = [name for name, source in jobs[0].sources.items() if source == "patch card"]
     if from_card:
         print("from the patch card:", ", ".join(f"{name}={asdict(jobs[0].settings)[name]}" for name in from_card))
 
-    pipe = None if all(job.done for job in jobs) else load_pipeline(config)
     patches_sha256 = [sha256(folder / WEIGHTS_FILE) for folder in config.patches]
     folders: list[Path] = []
-    failures: list[str] = []
-    for job in tqdm(jobs, desc="pairs", unit="pair", disable=len(jobs) == 1):
+    failures: dict[str, str] = {}
+    for job in jobs:  # before the weights are loaded, which takes long
+        try:
+            for image in {job.pair.start, job.pair.end}:
+                load_image(image)
+        except ValueError as error:
+            failures[job.pair.id] = str(error)
+    jobs = [job for job in jobs if job.pair.id not in failures]
+    pipe = None if all(job.done for job in jobs) else load_pipeline(config)
+    for job in tqdm(jobs, desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None):
         try:
             if job.done:
                 others = differences(job.folder, recipe(config, job, patches_sha256))
@@ -93,12 +111,12 @@ def generate(config: InferConfig) -> list[Path]:
                 _generate_one(pipe, config, job, patches_sha256)
             folders.append(job.folder)
         except ValueError as error:
-            failures.append(f"{job.pair.id}: {error}")
-            tqdm.write(f"failed  {failures[-1]}")
-    if len(failures) == len(jobs):
-        raise ValueError("no pair could be generated:\n" + "\n".join(failures))
+            failures[job.pair.id] = str(error)
+            tqdm.write(f"failed  {job.pair.id}")
     kept = sum(job.done for job in jobs)
     print(f"{config.output}: {len(folders) - kept} generated, {kept} there already, {len(failures)} failed.")
+    if failures:
+        raise PairsFailed(folders, failures)
     return folders
 
 

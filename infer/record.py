@@ -43,7 +43,7 @@ class Job:
 
 
 def on_its_model(config: InferConfig) -> InferConfig:
-    """The settings with the model said: as asked, else that of the first patch, else the miniature."""
+    """The settings with the model said: as asked, else that of the first patch."""
     if config.model:
         return config
     model, revision = base_of(config.patches)

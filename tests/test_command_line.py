@@ -32,7 +32,11 @@ MODELS = {
     "export": ExportConfig,
     "quickstart": QuickstartConfig,
 }
-NEEDED = {"prep": ["source=s", "output=o"], "train": ["data=d", "output=o"], "infer": ["output=o", "loop=i.png"]}
+NEEDED = {
+    "prep": ["source=s", "output=o"],
+    "train": ["model=m", "data=d", "output=o"],
+    "infer": ["output=o", "loop=i.png"],
+}
 
 
 def parse(command, *words):
@@ -91,17 +95,17 @@ def test_every_shipped_recipe_is_valid(command, name):
 
 def test_overrides_in_both_spellings_go_over_the_file(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("data: d\nlora: {rank: 4}\noptim: {lr: 1e-3, betas: [0.1, 0.2]}\n")
+    file.write_text("model: m\ndata: d\nlora: {rank: 4}\noptim: {lr: 1e-3, betas: [0.1, 0.2]}\n")
     settings = parse(
         "train", str(file), "output=o", "lora.rank=8", "--optim.name", "adamw8bit", "optim.betas=[0.3,0.4]"
     )
     assert (settings.lora.rank, settings.optim.lr, settings.optim.name) == (8, 1e-3, "adamw8bit")
     assert settings.optim.betas == (0.3, 0.4)
     assert settings.data == Path("d")
-    assert parse("train", "data=a=b", "output=o").data == Path("a=b")
-    assert parse("train", "data=d", "output=o", "optim.max_grad_norm=null").optim.max_grad_norm is None
-    assert parse("train", "data=d", "output=o", "objective.sigma_mean=-1").objective.sigma_mean == -1
-    assert parse("train", "data=d", "output=o", "domain=true").domain == "true"
+    assert parse("train", "model=m", "data=a=b", "output=o").data == Path("a=b")
+    assert parse("train", "model=m", "data=d", "output=o", "optim.max_grad_norm=null").optim.max_grad_norm is None
+    assert parse("train", "model=m", "data=d", "output=o", "objective.sigma_mean=-1").objective.sigma_mean == -1
+    assert parse("train", "model=m", "data=d", "output=o", "domain=true").domain == "true"
 
 
 @pytest.mark.parametrize(
@@ -114,17 +118,19 @@ def test_overrides_in_both_spellings_go_over_the_file(tmp_path):
     ],
 )
 def test_switches(words, dry_run, rslora):
-    settings = parse("train", "data=d", "output=o", *words)
+    settings = parse("train", "model=m", "data=d", "output=o", *words)
     assert (settings.dry_run, settings.lora.rslora) == (dry_run, rslora)
 
 
 def test_a_switch_set_in_the_file_can_be_taken_back(tmp_path):
     (tmp_path / "run.yaml").write_text("lora: {rslora: true}\n")
-    assert not parse("train", str(tmp_path / "run.yaml"), "data=d", "output=o", "lora.rslora=false").lora.rslora
+    assert not parse(
+        "train", str(tmp_path / "run.yaml"), "model=m", "data=d", "output=o", "lora.rslora=false"
+    ).lora.rslora
 
 
 def test_resolved_settings_are_a_config_again(tmp_path):
-    settings = parse("train", "svd_xt", "data=d", "output=o", "optim.lr=3e-5")
+    settings = parse("train", "svd_xt", "model=m", "data=d", "output=o", "optim.lr=3e-5")
     (tmp_path / "again.yaml").write_text(settings.as_yaml())
     assert parse("train", str(tmp_path / "again.yaml")) == settings
 
@@ -147,7 +153,7 @@ def test_a_bad_file_is_refused_in_a_sentence(content, said, tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text(content)
     with pytest.raises(SettingsError) as error:
-        parse("train", str(file), "data=d", "output=o")
+        parse("train", str(file), "model=m", "data=d", "output=o")
     assert said in str(error.value)
     assert str(file) in str(error.value)
 
@@ -155,45 +161,68 @@ def test_a_bad_file_is_refused_in_a_sentence(content, said, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["optim.lrr=1"], "--optim.lr"),
-        (["steps=many"], "--steps"),
-        (["steps=0"], "greater than or equal to 1"),
-        (["optim.name=sgd"], "adamw8bit"),
+        (["optim.lrr=1"], "unknown setting 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["stepz=1"], "unknown setting 'stepz'; did you mean 'steps'?"),
+        (["steps=many"], "steps='many': Input should be a valid integer."),
+        (["steps=0"], "steps=0: Input should be greater than or equal to 1."),
+        (["optim.name=sgd"], "optim.name='sgd': Input should be 'adamw' or 'adamw8bit'."),
+        (["optim.betas=[0.1]"], "optim.betas"),
     ],
 )
-def test_a_bad_argument_is_refused_with_what_is_valid(words, said, capsys):
+def test_a_bad_override_is_refused_in_a_sentence(words, said):
+    with pytest.raises(SettingsError) as error:
+        parse("train", "model=m", "data=d", "output=o", *words)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--optim.lrr", "1"], "--optim.lr"), (["--steps", "many"], "--steps"), (["--steps", "0"], "equal to 1")],
+)
+def test_a_bad_flag_is_refused_with_what_is_valid(words, said, capsys):
     with pytest.raises(SystemExit) as error:
-        parse("train", "data=d", "output=o", *words)
+        parse("train", "model=m", "data=d", "output=o", *words)
     assert error.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(SettingsError, match=r"data is not set; give data=\.\.\.\noutput is not set; give output="):
+        parse("train", "model=m")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "exactly one of: start and end, loop, manifest"),
+        ([], "give exactly one of: start and end, loop, manifest."),
         (["start=a"], "both start and end"),
         (["loop=a", "manifest=b"], "exactly one of"),
         (["loop=a", "scales=[1,2]"], "2 scales for 0 patches"),
     ],
 )
-def test_infer_wants_one_kind_of_input(words, said, capsys):
-    with pytest.raises(SystemExit):
+def test_infer_wants_one_kind_of_input(words, said):
+    with pytest.raises(SettingsError) as error:
         parse("infer", "output=o", *words)
-    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert said in str(error.value)
+
+
+def test_the_record_of_a_result_is_a_config(tmp_path):
+    record = tmp_path / "generation.json"
+    record.write_text('{"config": {"model": "m", "loop": "a.png", "seed": 3}, "sha256": {}}')
+    assert parse("infer", str(record), "output=o").seed == 3
 
 
 def test_unknown_commands_recipes_and_files_name_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
-    assert main(["train", "svd_xl", "data=d", "output=o"]) == 2
+    assert main(["train", "svd_xl", "model=m", "data=d", "output=o"]) == 2
     assert "did you mean the recipe 'svd_xt'?" in capsys.readouterr().err
     assert main(["train", "nowhere.yaml"]) == 2
     assert "nowhere.yaml: no such file" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_sentence_and_status_2(tmp_path):
-    done = run("train", f"data={tmp_path}", f"output={tmp_path / 'o'}")
+    done = run("train", "model=miniature", f"data={tmp_path}", f"output={tmp_path / 'o'}")
     assert done.returncode == 2
     assert "not a clip dataset" in done.stderr
     assert "Traceback" not in done.stderr

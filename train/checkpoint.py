@@ -72,25 +72,31 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def resume(
-    checkpoint: Path, unet: Any, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Load a checkpoint into adapter and optimizer, to the bit; returns its state (step, scaler).
+def check_binding(checkpoint: Path, settings: Mapping[str, Any]) -> None:
+    """Check that a checkpoint was made with these settings, of those that both name.
 
     Raises:
-        ValueError: if it was made with other settings, naming them, or its weights are not those of the adapter.
+        ValueError: naming each that differs.
     """
-    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    saved = state["settings"]
+    saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["settings"]
     differing = [
-        f"{key} (was {saved.get(key)!r}, is {settings.get(key)!r})"
-        for key in sorted({*saved, *settings})
-        if saved.get(key) != settings.get(key)
+        f"{key} (was {saved[key]!r}, is {settings[key]!r})"
+        for key in sorted(saved.keys() & settings.keys())
+        if saved[key] != settings[key]
     ]
     if differing:
         raise ValueError(
             f"{checkpoint}: made with other settings: {', '.join(differing)}; restore them or choose another output."
         )
+
+
+def resume(checkpoint: Path, unet: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a checkpoint into adapter and optimizer, to the bit; returns its state (step, scaler).
+
+    Raises:
+        ValueError: if its weights are not those of the adapter.
+    """
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     weights = load_file(checkpoint / WEIGHTS_FILE)
     own = adapter_state(unet)
     if weights.keys() != own.keys():

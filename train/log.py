@@ -25,6 +25,8 @@ class TrainingLog:
     def __init__(self, accelerator: Accelerator, config: TrainConfig) -> None:
         self.accelerator = accelerator
         self.config = config
+        self.start = 0
+        """Step the run goes on from."""
         self.grad_norm: torch.Tensor | float | None = None
         self.metrics: dict[str, float] = {}
         bands = len(band_names())
@@ -36,7 +38,15 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         self.accelerator.init_trackers("log")
         main = self.accelerator.is_main_process
-        self._bar = tqdm(total=self.config.steps, desc="train", unit="step", disable=not main, dynamic_ncols=True)
+        # disable=None: no bar where nobody watches, such as a log file; there each log entry is a line.
+        self._bar = tqdm(
+            total=self.config.steps,
+            initial=self.start,
+            desc="train",
+            unit="step",
+            disable=None if main else True,
+            dynamic_ncols=True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +62,7 @@ class TrainingLog:
 
     def step(self, done: int, clips: int, lr: float) -> None:
         """Finish an optimizer step."""
-        self._bar.update(done - self._bar.n)
+        self._bar.update()
         self._steps += 1
         if done % self.config.log_every and done != self.config.steps:
             return
@@ -75,6 +85,9 @@ class TrainingLog:
         self.accelerator.log(values, step=done)
         self.metrics["train loss"] = loss
         self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
+        if self._bar.disable:
+            rate = values["train/clips per second"]
+            self.accelerator.print(f"step {done} of {self.config.steps}: loss {loss:.4f}, {rate:.2f} clips/s")
         self._sums.zero_()
         self._counts.zero_()
         self._steps = 0

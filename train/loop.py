@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ..data_prep.dataset import load_clips
 from ..data_prep.latents import CacheKey, build_cache, check_cache, find_cache, finish_cache
@@ -24,10 +25,10 @@ from ..data_prep.motion import statistics
 from ..data_prep.plan import Split
 from ..trf.adapters import inject
 from ..trf.base import essential_config, fingerprint, load_component, load_config, resolved_revision
-from ..trf.patch import PatchCard, read_card, save_patch
+from ..trf.patch import PatchCard, read_card, save_patch, update_card
 from ..trf.seeds import derived_seed
 from ..version import __version__
-from .checkpoint import list_checkpoints, resume, save_checkpoint
+from .checkpoint import check_binding, list_checkpoints, resume, save_checkpoint
 from .data import CachedSamples, Clip, RankOrder, loader
 from .log import TrainingLog
 from .objective import denoising_loss
@@ -73,25 +74,33 @@ def train(config: TrainConfig) -> Path:
         ValueError: for settings that cannot work.
         Stopped: after a signal, once a checkpoint is saved.
     """
+    accelerator = make_accelerator(config)
+    try:
+        return _train(config, accelerator)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        # The wrapped model goes before the process group: torch ends the group's threads while the model's reducer is
+        # the last to hold it with Python's lock taken, which one of those threads may be waiting for.
+        accelerator.free_memory()
+        accelerator.end_training()
+
+
+def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     # 1. Processes and plan
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        log_with="tensorboard",
-        project_dir=str(config.output),
-        # Said here, or a launcher's environment would divide the gradient a second time.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            # Ranks wait for validation on the first one, and for each other's share of the cache.
-            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
-        ],
-    )
     check_processes(accelerator.num_processes, config.num_processes)
     plan = make_plan(config, accelerator.num_processes)
     accelerator.print(plan.text)
     patch_folder = config.output / "patch"
     if config.dry_run:
         return patch_folder
+
+    checkpoints = config.output / "checkpoints"
+    existing = list_checkpoints(checkpoints)
+    binding = binding_settings(config, plan)
+    if existing:
+        check_binding(existing[-1], binding)
 
     # 2. Data: conditioning from the cache; if there is none yet, each process encodes its share
     if config.cache is not None:
@@ -117,13 +126,13 @@ def train(config: TrainConfig) -> Path:
     model, wrapped_optimizer = accelerator.prepare(unet, optimizer)
 
     # 4. Resume
-    checkpoints = config.output / "checkpoints"
-    binding = binding_settings(config, plan, cache)
+    binding["cache"] = cache.name
     log = TrainingLog(accelerator, config)
     start = 0
-    if existing := list_checkpoints(checkpoints):
-        state = resume(existing[-1], unet, optimizer, binding)
-        start = state["step"]
+    if existing:
+        check_binding(existing[-1], binding)
+        state = resume(existing[-1], unet, optimizer)
+        start = log.start = state["step"]
         if start > config.steps:
             raise ValueError(f"steps={config.steps}, but {existing[-1]} has {start}; give more, or another output.")
         if accelerator.scaler is not None and state["scaler"]:
@@ -132,7 +141,8 @@ def train(config: TrainConfig) -> Path:
         accelerator.print(f"resumed from {existing[-1]}.")
         if start == config.steps and is_finished(patch_folder, start):
             accelerator.print("all steps are done and the patch is there.")
-            accelerator.end_training()
+            if accelerator.is_main_process and update_card(patch_folder, make_card(config, plan, unet.config)):
+                accelerator.print("its card now has the new domain and sampler settings.")
             return patch_folder
     if accelerator.is_main_process:
         config.output.mkdir(parents=True, exist_ok=True)
@@ -161,7 +171,17 @@ def train(config: TrainConfig) -> Path:
         accelerator.wait_for_everyone()
         return path
 
+    def validate(step: int) -> None:
+        if accelerator.is_main_process:
+            outcome = validator.run(unet, stopping=lambda: bool(stop.number))
+            if outcome is not None:
+                log.validation(step, outcome)
+        accelerator.wait_for_everyone()
+
     with StopRequest() as stop, log:
+        if config.validation.every and start == 0:
+            with log.paused():
+                validate(0)  # the base model, for comparison
         for step in range(start, config.steps):
             torch.manual_seed(derived_seed(config.seed, "dropout", step, accelerator.process_index))
             for group in optimizer.param_groups:
@@ -184,11 +204,7 @@ def train(config: TrainConfig) -> Path:
             with log.paused():
                 saved = save(done) if last_step or done % config.checkpoint.every == 0 else None
                 if config.validation.every and (last_step or done % config.validation.every == 0):
-                    if accelerator.is_main_process:
-                        outcome = validator.run(unet, stopping=lambda: bool(stop.number))
-                        if outcome is not None:
-                            log.validation(done, outcome)
-                    accelerator.wait_for_everyone()
+                    validate(done)
             requested = _agreed(accelerator, stop.number)
             if requested and not last_step:
                 raise Stopped(requested, saved or save(done))
@@ -198,7 +214,6 @@ def train(config: TrainConfig) -> Path:
         final = card.model_copy(update=dict(training_steps=config.steps, metrics=log.metrics))
         save_patch(patch_folder, unet, final)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return patch_folder
 
 
@@ -207,6 +222,21 @@ def _agreed(accelerator: Accelerator, number: int) -> int:
     if accelerator.num_processes == 1:
         return number
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Precision, tracker and process group of a run."""
+    return Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_dir=str(config.output),
+        # Said here, or a launcher's environment would divide the gradient a second time.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            # Ranks wait for validation on the first one, and for each other's share of the cache.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+        ],
+    )
 
 
 def make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
@@ -257,16 +287,24 @@ def make_validator(config: TrainConfig, cache: Path, dtype: torch.dtype, device:
     )
 
 
-def binding_settings(config: TrainConfig, plan: Plan, cache: Path) -> dict[str, Any]:
-    """The settings two runs must share for one to continue the other."""
-    values = config.model_dump(mode="json", exclude=_FREE | _BATCH)
+def binding_settings(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    """The settings two runs must share for one to continue the other, by dotted name."""
+    values = dict(_leaves(config.model_dump(mode="json", exclude=_FREE | _BATCH)))
     clips = load_clips(config.data, "train")
     columns = ("clip_id", "fps", "motion_bucket", "height", "width")
     rows = json.dumps([list(clips[name]) for name in columns])
-    values |= {"training clips": hashlib.sha256(rows.encode()).hexdigest(), "cache": cache.name}
-    values |= {"clips per step": plan.clips_per_step}
+    values["clips in data"] = hashlib.sha256(rows.encode()).hexdigest()[:12]
+    values["clips per step"] = plan.clips_per_step
     # A constant rate does not look ahead, so such a run may be given more steps.
     return values if config.optim.schedule == "constant" else {**values, "steps": config.steps}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def is_finished(patch: Path, steps: int) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..data_prep.dataset import load_clips
 from ..trf.adapters import inject
-from ..trf.base import empty_unet
+from ..trf.base import empty_unet, load_config
 
 if TYPE_CHECKING:
     from ..configs.schema import TrainConfig
@@ -48,8 +48,17 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     modules = len(parameters) // 2
     clip = train[0]
     height, width, frames = clip["height"], clip["width"], len(clip["frame_indices"])
+    factor = 2 ** (len(load_config(config.model, "vae", revision=config.revision)["block_out_channels"]) - 1)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"data={str(config.data)!r}: its clips are {height}x{width}, and this model's VAE needs multiples of "
+            f"{factor}; prepare them again with such a size."
+        )
     per_step = config.batch_size * config.gradient_accumulation * num_processes
     epochs = config.steps * per_step / len(train)
+    ramp = f"{config.optim.warmup_steps} warm-up steps"
+    if config.optim.warmup_steps >= config.steps:
+        ramp += ": LONGER THAN THE RUN, the rate never gets there; lower optim.warmup_steps"
     validated = config.validation.every and len(validation)
     lines = [
         f"clips        {len(train)} for training, {len(validation)} held out; {frames} frames of {height}x{width}",
@@ -58,8 +67,7 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         f"steps        {config.steps}, {epochs:.1f} epochs",
         f"patch        {modules} modules ({lora.targets}), rank {lora.rank}: {trainable:,} trainable parameters",
         f"base         {config.model}: {frozen:,} frozen parameters, precision {config.precision}",
-        f"optimizer    {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}, "
-        f"{config.optim.warmup_steps} warm-up steps",
+        f"optimizer    {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}, {ramp}",
         f"output       {config.output}: checkpoint every {config.checkpoint.every} steps, "
         + (f"validation every {config.validation.every}" if validated else "no validation"),
     ]

@@ -85,10 +85,17 @@ def load_config(model: str | Path, name: str, *, revision: str | None = None) ->
     from transformers import CLIPVisionConfig
 
     location = model_location(model)
-    if name == "image_encoder":
-        return CLIPVisionConfig.from_pretrained(location, subfolder=name, revision=revision).to_dict()
-    # The loader of any diffusers class reads any component's config.json.
-    return dict(UNetSpatioTemporalConditionModel.load_config(location, subfolder=name, revision=revision))
+    try:
+        if name == "image_encoder":
+            return CLIPVisionConfig.from_pretrained(location, subfolder=name, revision=revision).to_dict()
+        # The loader of any diffusers class reads any component's config.json.
+        return dict(UNetSpatioTemporalConditionModel.load_config(location, subfolder=name, revision=revision))
+    except OSError as error:
+        raise ValueError(
+            f"model={str(model)!r}: its {name} cannot be read, neither from this machine nor from the hub. If it is "
+            f"gated, accept its licence and run `hf auth login`; without a network give a local folder. "
+            f"({str(error).splitlines()[0]})"
+        ) from None
 
 
 def empty_unet(model: str | Path, *, revision: str | None = None) -> Any:

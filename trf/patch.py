@@ -85,6 +85,17 @@ def write_patch_files(folder: Path, unet: Any, card: PatchCard, name: str = "def
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
+def update_card(folder: Path, card: PatchCard) -> bool:
+    """Take over what may be said of a patch after training, its domain and recommended settings; whether any is new."""
+    old = read_card(folder)
+    new = old.model_copy(update={"domain": card.domain, "sampler": card.sampler})
+    if new == old:
+        return False
+    with replacing(folder / CARD_FILE) as beside:
+        beside.write_text(new.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return True
+
+
 def read_card(folder: str | Path) -> PatchCard:
     """The card of a patch folder.
 
@@ -109,9 +120,13 @@ def read_card(folder: str | Path) -> PatchCard:
 
 
 def base_of(patches: Sequence[Path]) -> tuple[str, str | None]:
-    """Model and revision that the first patch was made for; the miniature without a patch."""
+    """Model and revision that the first patch was made for.
+
+    Raises:
+        ValueError: without a patch.
+    """
     if not patches:
-        return MINIATURE, None
+        raise ValueError(f"no model: give model=..., or a patch, which names its own; model={MINIATURE} is built in.")
     card = read_card(patches[0])
     return card.base_model, card.base_revision
 

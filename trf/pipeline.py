@@ -81,8 +81,10 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> TimeReversalFusionPipeline:
         """Load the components of an SVD model: a hub id, a local folder, or `miniature`. Keywords as in diffusers.
 
-        Only safetensors files are read.
+        Only safetensors files are read. Without a `dtype` every component is float32, whatever its files hold.
         """
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = torch.float32  # said, or transformers would take the CLIP tower's from its config
         return super().from_pretrained(
             model_location(pretrained_model_name_or_path), **{"use_safetensors": True, **kwargs}
         )
@@ -250,13 +252,11 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
         )
 
-        said = {name for name, source in sources.items() if source != "default"}
-        asked = sorted(said & {"jump_length", "jump_n_sample", "repeat_step_ratio"})
-        if asked and settings.jump_n_sample > 1 and not count(plan, "renoise"):
+        if settings.jump_n_sample > 1 and not count(plan, "renoise"):
             logger.warning(
-                "no re-noising happens with num_inference_steps=%d, repeat_step_ratio=%g and jump_length=%d: %s has no "
-                "effect; take more steps or a smaller ratio.",
-                settings.num_inference_steps, settings.repeat_step_ratio, settings.jump_length, ", ".join(asked),
+                "%d denoising steps are too few to re-noise with jump_length=%d and repeat_step_ratio=%g: the halves "
+                "are fused, but not harmonised.",
+                settings.num_inference_steps, settings.jump_length, settings.repeat_step_ratio,
             )  # fmt: skip
 
         # 3. Draws, in a fixed order: augmentation, start noise, then re-noising as it comes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 
 @contextmanager
@@ -20,6 +23,10 @@ def replacing(path: Path) -> Iterator[Path]:
     # The suffix stays: writers choose the format by it.
     beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     old = path.with_name(f".{path.stem}.{os.getpid()}.old{path.suffix}")
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.*{glob.escape(path.suffix)}"):
+        owner = leftover.name.removeprefix(f".{path.stem}.").split(".")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            remove(leftover)  # of a process that was killed
     remove(beside)
     try:
         yield beside

@@ -14,6 +14,7 @@ from trfpp.data_prep.latents import CacheKey, build_cache, finish_cache
 from trfpp.data_prep.procedural import write_linear_world
 
 SETTINGS = {
+    "model": "miniature",
     "steps": 6,
     "loader_workers": 0,
     "log_every": 2,

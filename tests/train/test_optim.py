@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trfpp.configs.schema import OptimSettings
-from trfpp.train.checkpoint import list_checkpoints, resume, save_checkpoint
+from trfpp.train.checkpoint import check_binding, list_checkpoints, resume, save_checkpoint
 from trfpp.train.optim import learning_rate, make_optimizer
 from trfpp.trf.adapters import adapter_state, inject
 from trfpp.trf.base import load_component
@@ -52,7 +52,7 @@ def test_resuming_equals_never_stopping(name, tiny_model, tmp_path):
         step(parameters, optimizer, number)
 
     other, parameters, optimizer = fresh()
-    assert resume(saved, other, optimizer, {"lr": 1})["step"] == 3
+    assert resume(saved, other, optimizer)["step"] == 3
     for number in range(3, 6):
         step(parameters, optimizer, number)
     one, two = adapter_state(unet), adapter_state(other)
@@ -80,4 +80,4 @@ def test_other_settings_are_refused_by_name(tiny_model, tmp_path):
     optimizer = make_optimizer(inject(unet, targets="motion", rank=2, alpha=2), OptimSettings())
     saved = save_checkpoint(tmp_path, 1, unet, CARD, optimizer, {}, {"seed": 0, "lr": 1}, keep=1)
     with pytest.raises(ValueError, match=r"seed \(was 0, is 1\)"):
-        resume(saved, unet, optimizer, {"seed": 1, "lr": 1})
+        check_binding(saved, {"seed": 1, "lr": 1})

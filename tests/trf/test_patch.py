@@ -224,7 +224,8 @@ def test_names_that_pytorch_uses_are_refused(unet, make_patch):
 
 
 def test_the_model_is_that_of_the_first_patch(make_patch):
-    assert base_of([]) == ("miniature", None)
+    with pytest.raises(ValueError, match=r"no model: give model="):
+        base_of([])
     assert base_of([make_patch(base_model="a/b", base_revision="c")]) == ("a/b", "c")
 
 

@@ -201,11 +201,11 @@ def test_images_of_any_mode_are_taken_as_rgb(pipe):
     assert torch.equal(one, latents(pipe, grey.convert("RGB"), picture(1), generator=seeded(0)))
 
 
-def test_renoising_that_was_asked_for_and_cannot_happen_is_a_warning(pipe, caplog):
+def test_too_few_steps_to_renoise_is_a_warning(pipe, caplog):
     latents(pipe, picture(0), picture(1), num_inference_steps=2, jump_length=5, generator=seeded(0))
-    assert "no re-noising happens with num_inference_steps=2" in caplog.text
+    assert "2 denoising steps are too few to re-noise" in caplog.text
     caplog.clear()
-    pipe(picture(0), picture(1), height=32, width=48, num_frames=4, num_inference_steps=1, output_type="latent")
+    latents(pipe, picture(0), picture(1), num_inference_steps=2, jump_n_sample=1, generator=seeded(0))
     assert not caplog.text
 
 
@@ -254,6 +254,15 @@ def test_bad_calls_say_what_is_wrong(pipe, arguments, named):
 def test_bad_models_say_what_is_wrong(model, said):
     with pytest.raises(ValueError, match=said):
         TimeReversalFusionPipeline.from_pretrained(model)
+
+
+def test_every_component_is_float32_unless_told_otherwise(tiny_model):
+    def dtypes(**kwargs):
+        pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model, **kwargs)
+        return {part.dtype for part in (pipe.unet, pipe.vae, pipe.image_encoder)}
+
+    assert dtypes() == {torch.float32}
+    assert dtypes(dtype=torch.bfloat16) == {torch.bfloat16}
 
 
 def test_the_miniature_has_svds_classes_and_runs_in_plain_diffusers():
