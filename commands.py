@@ -44,8 +44,10 @@ def _prep(config: schema.PrepConfig) -> None:
 
 def _cache(config: schema.CacheConfig) -> None:
     from .data_prep.latents import CacheKey, build_cache, finish_cache
+    from .trf.base import hide_loading_bars
     from .trf.device import best_device
 
+    hide_loading_bars()
     names = ("model", "revision", "variant", "augmentations", "noise_aug_mean", "noise_aug_std", "precision", "seed")
     key = CacheKey(**{name: getattr(config, name) for name in names})
     folder = build_cache(
@@ -62,7 +64,9 @@ def _cache(config: schema.CacheConfig) -> None:
 
 def _infer(config: schema.InferConfig) -> None:
     from .infer.generate import generate, plan
+    from .trf.base import hide_loading_bars
 
+    hide_loading_bars()
     if config.dry_run:
         print(plan(config))
         return
@@ -84,7 +88,9 @@ def _export(config: schema.ExportConfig) -> None:
 
 def _quickstart(config: schema.QuickstartConfig) -> None:
     from .quickstart import quickstart
+    from .trf.base import hide_loading_bars
 
+    hide_loading_bars()
     keep_settings(config, config.output, "quickstart")
     quickstart(config)
 

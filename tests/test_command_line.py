@@ -249,4 +249,4 @@ def test_commands_in_the_documents_parse(document):
         words = shlex.split(match["rest"])
         if words and not words[0].startswith("-") and "=" not in words[0] and words[0] not in recipes(command):
             words = words[1:] + NEEDED.get(command, [])
-        parse(command, *words)
+        assert parse(command, *words)

@@ -12,8 +12,10 @@ from ..configs.schema import TrainConfig
 
 def work(config: TrainConfig) -> int:
     """Train; returns the exit status, 128 + signal if asked to stop."""
+    from ..trf.base import hide_loading_bars
     from .loop import Stopped, train
 
+    hide_loading_bars()
     try:
         patch = train(config)
     except Stopped as stopped:

@@ -39,6 +39,15 @@ def model_location(model: str | Path) -> str:
     return str(model)
 
 
+def hide_loading_bars() -> None:
+    """Keep diffusers and transformers from drawing a bar for every component they load; for command lines."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+
+
 def load_component(
     model: str | Path,
     name: str,
