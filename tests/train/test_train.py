@@ -207,7 +207,7 @@ def test_a_signal_saves_first_and_the_run_goes_on(config, train_elsewhere, train
     deadline = time.monotonic() + 120
     while not list((run.output / "log").glob("events*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(1)
+    time.sleep(0.3)
     if group:
         os.killpg(process.pid, number)
     else:
