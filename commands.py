@@ -70,11 +70,15 @@ def _infer(config: schema.InferConfig) -> None:
     if config.dry_run:
         print(plan(config))
         return
-    before = set(config.output.glob("*/generation.json"))
+
+    def results() -> set[tuple[Path, int]]:
+        return {(path, path.stat().st_mtime_ns) for path in config.output.glob("*/generation.json")}
+
+    before = results()
     try:
         generate(config)
-    finally:
-        if set(config.output.glob("*/generation.json")) - before or config.overwrite:
+    finally:  # settings with which nothing was made are not kept
+        if results() - before:
             keep_settings(config, config.output, "infer")
 
 

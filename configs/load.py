@@ -90,7 +90,7 @@ def command_line(model: type[S], command: str, argv: Sequence[str]) -> S:
             )
             raise SettingsError(f"{word}: no such file; {hint}")
         values, where = read_yaml(file), str(file)
-    content = _checked(model, values, where)
+    _checked(model, values, where)  # on its own, so that a mistake is laid to where it was made
 
     overrides: dict[str, Any] = {}
     flags = []
@@ -158,6 +158,8 @@ def _value(text: str, annotation: Any) -> Any:
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for part in path[:-1]:
         values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise SettingsError(f"{'.'.join(path)}: {part} was given a value of its own before; give one of the two.")
     values[path[-1]] = value
 
 

@@ -167,6 +167,7 @@ def test_a_bad_file_is_refused_in_a_sentence(content, said, tmp_path):
         (["steps=0"], "steps=0: Input should be greater than or equal to 1."),
         (["optim.name=sgd"], "optim.name='sgd': Input should be 'adamw' or 'adamw8bit'."),
         (["optim.betas=[0.1]"], "optim.betas"),
+        (["optim=3", "optim.lr=1"], "optim.lr: optim was given a value of its own before"),
     ],
 )
 def test_a_bad_override_is_refused_in_a_sentence(words, said):

@@ -95,3 +95,15 @@ def test_exports_equal_the_live_patch(made):
     assert relative(sample(plain), live) <= 1e-4
     assert relative(sample(merged), live) <= 1e-4
     assert relative(sample(), live) > 1e-3
+
+
+def test_settings_with_which_nothing_was_made_are_not_kept(made, tmp_path):
+    assert (made / "out" / "infer.yaml").is_file()
+    words = ["infer", f"output={tmp_path}/none", "loop=nowhere.png", f"patches=[{made}/run/patch]"]
+    assert main(words) == 2
+    assert main([*words, "overwrite=true"]) == 2
+    assert not (tmp_path / "none").exists()
+    kept = (made / "out" / "infer.yaml").read_text()
+    again = f"infer manifest={made}/data/pairs/pairs.jsonl output={made}/out seed=7 patches=[{made}/run/patch]"
+    assert main(again.split()) == 0
+    assert (made / "out" / "infer.yaml").read_text() == kept
