@@ -36,7 +36,7 @@ class OnModel(Settings):
     """Commands that work on an SVD model."""
 
     model: str
-    """`miniature` (built in, random weights), a local diffusers folder, or a hub id such as
+    """`miniature` (built in), a local diffusers folder, or a hub id such as
     stabilityai/stable-video-diffusion-img2vid-xt."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -58,8 +58,9 @@ class PrepConfig(Settings):
     """Folder of videos, searched through; a folder of images only counts as one sequence."""
     output: Path
     """Folder of the dataset."""
-    fps: Annotated[float, Field(gt=0)] = 7.0
-    """Frames per second of the clips; frames are chosen by their timestamps."""
+    fps: Annotated[float, Field(gt=0)] | None = 7.0
+    """Frames per second of the clips; frames are chosen by their timestamps. null: every frame counts, at the rate that
+    each source has."""
     num_frames: Annotated[int, Field(ge=2)] = 25
     """Frames of a clip."""
     height: Positive = 576
@@ -79,7 +80,7 @@ class PrepConfig(Settings):
     max_clips_per_video: Positive | None = None
     """Keep at most so many clips of one video, spread evenly."""
     holdout: Fraction = 0.1
-    """Fraction of all clips kept for validation, from the ends of the videos."""
+    """Fraction of all clips kept for validation, from the ends of the videos; 1 keeps all of them."""
     sequence_fps: Annotated[float, Field(gt=0)] = 24.0
     """Frames per second of image sequences, which carry no times."""
     image_format: Literal["png", "jpeg"] = "png"
@@ -224,6 +225,9 @@ class TrainConfig(OnModel):
     """Folder of the run: patch, checkpoints, log, resolved settings. Run the same command again to resume."""
     domain: str = ""
     """What the clips show, in words, for the patch card."""
+    direction: Literal["forward", "backward", "both", "either"] = "forward"
+    """Which way clips run: forward as filmed, backward reversed in time (for the half of TRF that comes from the end
+    frame), both (two adapters, one each way), either (one adapter, each clip by a coin)."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -260,7 +264,36 @@ class TrainConfig(OnModel):
     """Print the resolved plan and stop."""
 
 
-class InferConfig(OnPatch):
+class SamplingConfig(OnPatch):
+    """Commands that sample with TRF."""
+
+    patches: list[Path] = Field(default_factory=list)
+    """Patch folders to load, all active at once."""
+    scales: list[float | tuple[float, float]] = Field(default_factory=list)
+    """Strength of each patch, in their order; 1 by default. A pair is for the forward and the backward half of TRF."""
+    sampler: SamplerOverrides = SamplerOverrides()
+    """The sampler."""
+    fit: Literal["crop", "pad"] = "crop"
+    """Centre crop the bounds to the video's aspect ratio, or pad with black."""
+    precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the model; float32 on a CPU and fp16 elsewhere by default."""
+    device: str | None = None
+    """Such as cuda, cuda:1, mps, cpu; the best there is by default."""
+    offload: bool = False
+    """Keep on the GPU only the component in use."""
+    low_memory: bool = False
+    """Four small UNet calls an iteration in place of one large one."""
+    decode_chunk_size: Positive = 8
+    """Frames the VAE decodes at a time."""
+
+    @model_validator(mode="after")
+    def _scale_of_each_patch(self) -> SamplingConfig:
+        if len(self.scales) not in (0, len(self.patches)):
+            raise ValueError(f"{len(self.scales)} scales for {len(self.patches)} patches: give one each, or none")
+        return self
+
+
+class InferConfig(SamplingConfig):
     """Generate the video between two frames, a loop, or every pair of a manifest."""
 
     output: Path
@@ -273,26 +306,8 @@ class InferConfig(OnPatch):
     """One frame that is first and last: a seamless loop."""
     manifest: Path | None = None
     """CSV or JSONL file of pairs: start and end (or loop), optionally id, fps, motion_bucket_id, seed."""
-    patches: list[Path] = Field(default_factory=list)
-    """Patch folders to load, all active at once."""
-    scales: list[float] = Field(default_factory=list)
-    """Strength of each patch, in their order; 1 by default."""
-    sampler: SamplerOverrides = SamplerOverrides()
-    """The sampler."""
-    fit: Literal["crop", "pad"] = "crop"
-    """Centre crop the bounds to the video's aspect ratio, or pad with black."""
     seed: int = 42
     """Of every draw; each pair starts from it anew, so results do not depend on their order."""
-    precision: Literal["no", "fp16", "bf16"] | None = None
-    """Precision of the model; float32 on a CPU and fp16 elsewhere by default."""
-    device: str | None = None
-    """Such as cuda, cuda:1, mps, cpu; the best there is by default."""
-    offload: bool = False
-    """Keep on the GPU only the component in use."""
-    low_memory: bool = False
-    """Four small UNet calls an iteration in place of one large one."""
-    decode_chunk_size: Positive = 8
-    """Frames the VAE decodes at a time."""
     save_frames: bool = True
     """Write PNG frames beside the video."""
     overwrite: bool = False
@@ -307,8 +322,6 @@ class InferConfig(OnPatch):
             raise ValueError("give both start and end, or loop for one image")
         if pair + (self.loop is not None) + (self.manifest is not None) != 1:
             raise ValueError("give exactly one of: start and end, loop, manifest")
-        if len(self.scales) not in (0, len(self.patches)):
-            raise ValueError(f"{len(self.scales)} scales for {len(self.patches)} patches: give one each, or none")
         return self
 
 
@@ -321,18 +334,92 @@ class ExportConfig(OnPatch):
     """Folder (peft, merged) or .safetensors file (diffusers)."""
     format: Literal["peft", "diffusers", "merged"] = "peft"
     """peft: adapter folder. diffusers: one safetensors file with alpha. merged: the UNet with the patch added in."""
+    direction: Literal["forward", "backward"] | None = None
+    """Which adapter of a patch trained in both directions: needed for diffusers and merged, which hold one."""
     scale: float = 1.0
     """Strength of the patch in the merged UNet."""
     overwrite: bool = False
     """Replace what is there."""
 
 
+class EvaluateConfig(SamplingConfig):
+    """Measure TRF, or a baseline, on held-out pairs whose truth is known."""
+
+    data: Path
+    """Dataset folder, as written by prep, of which the held-out pairs are taken; or a manifest of pairs with truth."""
+    output: Path
+    """Folder of the results: metrics.jsonl, summary.json, sheet.png. Run the same command again to go on."""
+    pairs: Positive | None = None
+    """Take so many pairs, the first ones; all by default."""
+    batch: Positive = 8
+    """Pairs sampled at a time; results do not depend on it."""
+    baseline: Literal["cross_fade", "flow_warp"] | None = None
+    """Measure this in place of a model."""
+    reconstruct: bool = False
+    """Measure the truth as the model's VAE gives it back: the best that any sampling can reach."""
+    loop: bool = False
+    """Take the first frame of each pair for both bounds."""
+    truth: Path | None = None
+    """Ground truth of procedural films (truth.jsonl, as written by worlds), to measure where things and cameras are."""
+    seed: int = 42
+    """Of every draw; each pair has draws of its own, whatever its place."""
+    save_videos: bool = False
+    """Write each video, as videos/<pair>.mp4."""
+    overwrite: bool = False
+    """Measure again what is there."""
+
+    @model_validator(mode="after")
+    def _one_maker(self) -> EvaluateConfig:
+        if self.baseline is not None and (self.reconstruct or self.model or self.patches):
+            raise ValueError("a baseline needs no model: give baseline, or reconstruct, or a model with patches")
+        if self.reconstruct and self.patches:
+            raise ValueError("reconstruct=true measures the VAE, which no patch changes; give model, without patches")
+        return self
+
+
+class CompareConfig(Settings):
+    """Set two evaluations of the same pairs against each other, with an interval for every difference."""
+
+    a: Path
+    """Output folder of an evaluation."""
+    b: Path
+    """Output folder of another one; pairs that only one of them has are left out."""
+    contrast: Literal["difference", "ratio"] = "difference"
+    """Compare the means as b - a or as b / a."""
+    seed: int = 0
+    """Of the resampling."""
+
+
+class WorldsConfig(Settings):
+    """Make procedural films with known ground truth, to try things without footage."""
+
+    world: Literal["base", "linear", "views", "loop", "irreversible", "control"]
+    """base: little motion of every kind; linear: travellers; views: a camera around solids; loop: circling comets;
+    irreversible: what cannot run backwards; control: discs whose direction nothing shows."""
+    output: Path
+    """Folder of the films and of truth.jsonl."""
+    count: Positive
+    """Number of films."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the world; film i depends on it and on i alone."""
+    first: Annotated[int, Field(ge=0)] = 0
+    """Number of the first film, so that held-out ones can be others of the same world."""
+    num_frames: Annotated[int, Field(ge=2)] = 12
+    """Frames of a film."""
+    size: Annotated[int, Field(ge=16, multiple_of=2)] = 64
+    """Pixels of the side of the square frames."""
+    overwrite: bool = False
+    """Replace films that are there."""
+
+
 class QuickstartConfig(Settings):
-    """Make clips, train a patch, generate with and without it, and export it: all on the miniature."""
+    """Make films, train a patch, measure what it gains, generate with it, and export it: all on the miniature."""
 
     output: Path = Path("runs/quickstart")
     """Folder of everything made."""
-    steps: Positive = 120
-    """Optimizer steps of the patch."""
+    steps: Positive = 150
+    """Optimizer steps of the patch; about a second each."""
+    pairs: Positive = 16
+    """Held-out pairs the gain is measured on."""
     seed: int = 0
-    """Of the clips and of training."""
+    """Of the films, of training and of sampling."""

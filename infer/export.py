@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..trf.adapters import adapter_names
+from ..trf.adapters import lora_layers
 from ..trf.base import empty_unet, load_component
-from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, base_of, load_patch
+from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, adapters_of, base_of, load_patch, read_card
 from ..trf.replace import replacing
 
 if TYPE_CHECKING:
@@ -58,16 +57,24 @@ Updates = dict[str, LowRank]
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Adapter:
+    """One adapter of a patch."""
+
+    folder: Path
+    config: LoraConfig
+    updates: Updates
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Job:
     """What every format is written from."""
 
     model: str
     revision: str | None
     variant: str | None
-    patch: Path
     card: PatchCard
-    config: LoraConfig
-    updates: Updates
+    adapters: dict[str, _Adapter]
+    """By their sub-folders in the export; the formats that hold one adapter get it as `""`, the export itself."""
     scale: float
 
 
@@ -80,6 +87,9 @@ def export(config: ExportConfig) -> Path:
     precision would round away part of the patch. `PeftModel` and `from_pretrained` cast on loading if asked to.
 
     Only `merged` needs the base model's weights; the others read its UNet's config.
+
+    Of a patch trained in both directions every format holds the adapter that `direction` names; `peft` can hold both,
+    in sub-folders as PEFT has them.
 
     Returns:
         The folder or file written.
@@ -102,7 +112,8 @@ def export(config: ExportConfig) -> Path:
     job = _read(config)
     with replacing(output) as beside:
         _WRITERS[config.format](beside, job)
-    logger.info("all %d trained modules were found in the model, and their updates are the patch's.", len(job.updates))
+    trained = sum(len(adapter.updates) for adapter in job.adapters.values())
+    logger.info("all %d trained modules were found in the model, and their updates are the patch's.", trained)
     return output
 
 
@@ -115,39 +126,68 @@ def _check_output(config: ExportConfig) -> None:
         return
     if not config.overwrite:
         raise ValueError(f"{shown} exists; choose another, or replace it with overwrite=true.")
-    exported = output.is_file() or any((output / name).is_file() for name in (CONFIG_FILE, "config.json"))
+    marks = (CONFIG_FILE, f"forward/{CONFIG_FILE}", "config.json")
+    exported = output.is_file() or any((output / name).is_file() for name in marks)
     if not exported or (output / CARD_FILE).exists():
         raise ValueError(f"{shown} is no earlier export, so it is not replaced; choose another.")
 
 
+def _parts(config: ExportConfig, card: PatchCard) -> dict[str, str]:
+    """Sub-folders of the export, and which of the patch's adapters goes into each."""
+    if card.direction != "both":
+        if config.direction not in (None, card.direction):
+            raise ValueError(
+                f"direction={config.direction}: {config.patch} holds one adapter, of direction {card.direction}; "
+                "leave direction out."
+            )
+        return {"": ""}
+    if config.direction is not None:
+        return {"": config.direction}
+    if config.format != "peft":
+        raise ValueError(
+            f"{config.patch} holds a forward and a backward adapter, and format {config.format} holds one; say "
+            "direction=forward or direction=backward."
+        )
+    return {part: part for part in adapters_of(card.direction)}
+
+
 def _read(config: ExportConfig) -> _Job:
+    parts = _parts(config, read_card(config.patch))
     unet = empty_unet(config.model, revision=config.revision)
     card = load_patch(unet, config.patch)
-    weights = load_file(config.patch / WEIGHTS_FILE)
-    if strange := [key for key in weights if not key.endswith((".lora_A.weight", ".lora_B.weight"))]:
-        raise ValueError(f"{config.patch}: {strange[0]} is more than a plain LoRA; such a patch cannot be exported.")
-    for key, value in weights.items():
-        if not value.isfinite().all():
-            raise ValueError(f"{config.patch}: {key} holds values that are not finite; the patch is broken.")
+    names = adapters_of(card.direction)
+    for part in parts.values():
+        weights = load_file(config.patch / part / WEIGHTS_FILE)
+        if strange := [key for key in weights if not key.endswith((".lora_A.weight", ".lora_B.weight"))]:
+            raise ValueError(
+                f"{config.patch}: {strange[0]} is more than a plain LoRA; such a patch cannot be exported."
+            )
+        for key, value in weights.items():
+            if not value.isfinite().all():
+                raise ValueError(f"{config.patch}: {key} holds values that are not finite; the patch is broken.")
     return _Job(
         model=config.model,
         revision=config.revision,
         variant=config.variant,
-        patch=config.patch,
-        card=card,
-        config=unet.peft_config["default"],
-        updates=live_updates(unet),
+        card=card.model_copy(update={"direction": config.direction or card.direction}),
+        adapters={
+            target: _Adapter(
+                folder=config.patch / part,
+                config=unet.peft_config[names[part]],
+                updates=live_updates(unet, names[part]),
+            )
+            for target, part in parts.items()
+        },
         scale=config.scale,
     )
 
 
-def live_updates(unet: Any) -> Updates:
-    """Updates of the one adapter that is loaded in a UNet, as PEFT would apply it at scale 1."""
-    (name,) = adapter_names(unet)
+def live_updates(unet: Any, name: str = "default") -> Updates:
+    """Updates of an adapter in a UNet, as PEFT would apply it at scale 1."""
     return {
         path: LowRank(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), layer.scaling[name])
-        for path, layer in unet.named_modules()
-        if isinstance(layer, LoraLayer)
+        for path, layer in lora_layers(unet)
+        if name in layer.lora_A
     }
 
 
@@ -178,13 +218,14 @@ def check_updates(found: Updates, expected: Updates, where: str | Path) -> None:
 
 
 def _write_peft(folder: Path, job: _Job) -> None:
-    folder.mkdir()
-    config = LoraConfig.from_pretrained(str(job.patch))
-    config.base_model_name_or_path, config.revision = job.card.base_model, job.card.base_revision
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    save_file(load_file(job.patch / WEIGHTS_FILE), folder / WEIGHTS_FILE, metadata=_metadata(job.card))
-    check_updates(read_peft(folder, job.model, job.revision), job.updates, job.patch)
+    for part, adapter in job.adapters.items():
+        (folder / part).mkdir(parents=True)
+        config = LoraConfig.from_pretrained(str(adapter.folder))
+        config.base_model_name_or_path, config.revision = job.card.base_model, job.card.base_revision
+        config.inference_mode = True
+        config.save_pretrained(str(folder / part))
+        save_file(load_file(adapter.folder / WEIGHTS_FILE), folder / part / WEIGHTS_FILE, metadata=_metadata(job.card))
+        check_updates(read_peft(folder / part, job.model, job.revision), adapter.updates, adapter.folder)
 
 
 def read_peft(folder: Path, model: str | Path, revision: str | None = None) -> Updates:
@@ -196,22 +237,22 @@ def read_peft(folder: Path, model: str | Path, revision: str | None = None) -> U
 
 
 def _write_diffusers(path: Path, job: _Job) -> None:
-    state: dict[str, Tensor] = {}
-    for module, (a, b, scaling) in job.updates.items():
+    adapter, state = job.adapters[""], dict[str, Tensor]()
+    for module, (a, b, scaling) in adapter.updates.items():
         state[f"unet.{module}.lora_A.weight"] = a.contiguous()
         state[f"unet.{module}.lora_B.weight"] = b.contiguous()
         state[f"unet.{module}.alpha"] = torch.tensor(scaling * a.shape[0], dtype=torch.float32)
     # Tools that go by the metadata get the same scaling as those that go by the alphas.
-    alphas = {module: scaling * a.shape[0] for module, (a, _, scaling) in job.updates.items()}
+    alphas = {module: scaling * a.shape[0] for module, (a, _, scaling) in adapter.updates.items()}
     common = next(iter(alphas.values()))
-    adapter = job.config.to_dict() | {
+    config = adapter.config.to_dict() | {
         "use_rslora": False,
         "lora_alpha": common,
         "alpha_pattern": {module: alpha for module, alpha in alphas.items() if alpha != common},
     }
-    packed = json.dumps({f"unet.{key}": sorted(v) if isinstance(v, set) else v for key, v in adapter.items()})
+    packed = json.dumps({f"unet.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()})
     save_file(state, path, metadata={**_metadata(job.card), "lora_adapter_metadata": packed})
-    check_updates(read_diffusers(path), job.updates, job.patch)
+    check_updates(read_diffusers(path), adapter.updates, adapter.folder)
 
 
 def read_diffusers(path: Path) -> Updates:
@@ -237,13 +278,14 @@ def read_diffusers(path: Path) -> Updates:
 
 def _write_merged(folder: Path, job: _Job) -> None:
     unet = load_component(job.model, "unet", dtype=torch.float32, revision=job.revision, variant=job.variant)
-    trained = {f"{module}.weight": low_rank for module, low_rank in job.updates.items()}
+    adapter = job.adapters[""]
+    trained = {f"{module}.weight": low_rank for module, low_rank in adapter.updates.items()}
     weights = unet.state_dict()
     base = {key: weights[key].clone() for key in trained}
     for key, low_rank in trained.items():
         weights[key].copy_(base[key].double() + job.scale * low_rank.update())
     unet.save_pretrained(folder)
-    check_merged(folder, {**weights, **base}, job.updates, job.scale, job.patch)
+    check_merged(folder, {**weights, **base}, adapter.updates, job.scale, adapter.folder)
 
 
 def check_merged(folder: Path, base: dict[str, Tensor], updates: Updates, scale: float, where: str | Path) -> None:

@@ -24,7 +24,6 @@ from ..data_prep.bounds import Pair, read_manifest
 from ..data_prep.frames import fit_image, load_image
 from ..data_prep.writing import write_frames, write_video
 from ..trf.base import empty_unet, load_config
-from ..trf.patch import WEIGHTS_FILE
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.replace import replacing
 from ..trf.schedule import count, trf_plan
@@ -32,20 +31,21 @@ from ..trf.settings import SamplerSettings, resolve
 from .record import (
     DTYPES,
     RECORD_FILE,
+    Digest,
     Job,
     device_of,
     differences,
     dtype_name,
     on_its_model,
+    patch_sha256,
     patches_of,
     precision_of,
     recipe,
-    sha256,
     versions,
 )
 
 if TYPE_CHECKING:
-    from ..configs.schema import InferConfig
+    from ..configs.schema import InferConfig, SamplingConfig
 
 PAIR_SETTINGS = ("fps", "motion_bucket_id", "num_frames")
 """Sampler settings a manifest can give for each pair."""
@@ -81,13 +81,13 @@ def generate(config: InferConfig) -> list[Path]:
     """
     config = on_its_model(config)
     print(f"model: {config.model}")
-    outline = _outline(config)
+    outline = outline_of(config)
     jobs = _jobs(config, outline)
     from_card = [name for name, source in jobs[0].sources.items() if source == "patch card"]
     if from_card:
         print("from the patch card:", ", ".join(f"{name}={asdict(jobs[0].settings)[name]}" for name in from_card))
 
-    patches_sha256 = [sha256(folder / WEIGHTS_FILE) for folder in config.patches]
+    patches_sha256 = [patch_sha256(folder) for folder in config.patches]
     folders: list[Path] = []
     failures: dict[str, str] = {}
     for job in jobs:  # before the weights are loaded, which takes long
@@ -130,12 +130,13 @@ def plan(config: InferConfig) -> str:
         ValueError: if a patch does not fit or a setting cannot work.
     """
     config = on_its_model(config)
-    outline = _outline(config)
+    outline = outline_of(config)
     jobs = _jobs(config, outline)
     lines = [f"model: {config.model} on {device_of(config)}, {dtype_name(config)}"]
     for (folder, scale), card in zip(patches_of(config), outline.cards.values()):
-        lines.append(f"patch: {folder} at {scale:g}" + (f" ({card.domain})" if card.domain else ""))
-    settings, sources = _settings(config, outline)
+        shown = f"{scale[0]:g} forward, {scale[1]:g} backward" if isinstance(scale, tuple) else f"{scale:g}"
+        lines.append(f"patch: {folder} at {shown}" + (f" ({card.domain})" if card.domain else ""))
+    settings, sources = settings_of(config, outline)
     lines.append("sampler:")
     lines += [f"  {name} = {value} ({sources[name]})" for name, value in asdict(settings).items()]
     lines.append(f"pairs: {len(jobs)}, of which {sum(job.done for job in jobs)} are there already")
@@ -147,7 +148,7 @@ def plan(config: InferConfig) -> str:
     return "\n".join(lines)
 
 
-def load_pipeline(config: InferConfig) -> TimeReversalFusionPipeline:
+def load_pipeline(config: SamplingConfig) -> TimeReversalFusionPipeline:
     """The pipeline with its weights and patches, on its device.
 
     Raises:
@@ -166,7 +167,7 @@ def load_pipeline(config: InferConfig) -> TimeReversalFusionPipeline:
     return pipe
 
 
-def _outline(config: InferConfig) -> TimeReversalFusionPipeline:
+def outline_of(config: SamplingConfig) -> TimeReversalFusionPipeline:
     """The pipeline with patches but without the model's weights: it knows settings, and whether patches fit."""
     vae_config = load_config(config.model, "vae", revision=config.revision)
     with torch.device("meta"):
@@ -176,7 +177,7 @@ def _outline(config: InferConfig) -> TimeReversalFusionPipeline:
     return pipe
 
 
-def _load_patches(pipe: TimeReversalFusionPipeline, config: InferConfig) -> None:
+def _load_patches(pipe: TimeReversalFusionPipeline, config: SamplingConfig) -> None:
     for number, (folder, scale) in enumerate(patches_of(config)):
         # Patches of several runs often lie in folders of one name; the number keeps them apart.
         pipe.load_patch(folder, f"{number}_{folder.resolve().name}", scale)
@@ -195,9 +196,10 @@ def _pairs(config: InferConfig) -> list[Pair]:
     return [Pair(id=f"{config.start.stem}-{config.end.stem}", start=config.start, end=config.end)]
 
 
-def _settings(
-    config: InferConfig, pipe: TimeReversalFusionPipeline, pair: Pair | None = None
+def settings_of(
+    config: SamplingConfig, pipe: TimeReversalFusionPipeline, pair: Pair | None = None
 ) -> tuple[SamplerSettings, dict[str, str]]:
+    """Sampler settings, of one pair if given, and where each came from: see `generate`."""
     caller = {name: value for name, value in config.sampler.model_dump().items() if value is not None}
     own = {name: getattr(pair, name) for name in PAIR_SETTINGS if pair and getattr(pair, name) is not None}
     settings, sources = resolve({**own, **caller}, pipe.recommended, pipe.native)
@@ -207,7 +209,7 @@ def _settings(
 def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline) -> list[Job]:
     jobs = []
     for pair in _pairs(config):
-        settings, sources = _settings(config, pipe, pair)
+        settings, sources = settings_of(config, pipe, pair)
         pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
         folder = config.output / pair.id
         finished = (folder / RECORD_FILE).is_file()
@@ -232,7 +234,9 @@ def _unet_calls(settings: SamplerSettings, low_memory: bool) -> int:
 # One pair ------------------------------------------------------------------------------------------------------------
 
 
-def _generate_one(pipe: TimeReversalFusionPipeline, config: InferConfig, job: Job, patches_sha256: list[str]) -> None:
+def _generate_one(
+    pipe: TimeReversalFusionPipeline, config: InferConfig, job: Job, patches_sha256: list[Digest]
+) -> None:
     began = time.perf_counter()
     size = (job.settings.height, job.settings.width, config.fit)
     start, end = (fit_image(load_image(path), *size) for path in (job.pair.start, job.pair.end))

@@ -7,21 +7,27 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import diffusers
 import peft
 import torch
 
 from ..data_prep.bounds import Pair
+from ..trf.adapters import Scale
 from ..trf.base import resolved_revision
 from ..trf.device import best_device
-from ..trf.patch import base_of
+from ..trf.patch import base_of, weight_files
 from ..trf.settings import SamplerSettings
 from ..version import __version__
 
 if TYPE_CHECKING:
-    from ..configs.schema import InferConfig
+    from ..configs.schema import InferConfig, SamplingConfig
+
+C = TypeVar("C", bound="SamplingConfig")
+
+Digest = str | dict[str, str]
+"""SHA-256 of a patch's weights, as hexadecimal; of a patch with two adapters that of each, by its folder."""
 
 RECORD_FILE = "generation.json"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -42,7 +48,7 @@ class Job:
     """A finished result is there and is to be kept."""
 
 
-def on_its_model(config: InferConfig) -> InferConfig:
+def on_its_model(config: C) -> C:
     """The settings with the model said: as asked, else that of the first patch."""
     if config.model:
         return config
@@ -50,22 +56,22 @@ def on_its_model(config: InferConfig) -> InferConfig:
     return config.model_copy(update={"model": model, "revision": config.revision or revision})
 
 
-def patches_of(config: InferConfig) -> Iterator[tuple[Path, float]]:
+def patches_of(config: SamplingConfig) -> Iterator[tuple[Path, Scale]]:
     """Patch folders and their scales."""
     return zip(config.patches, config.scales or [1.0] * len(config.patches))
 
 
-def precision_of(config: InferConfig) -> str:
+def precision_of(config: SamplingConfig) -> str:
     """Precision of the model: as asked, else float32 on a CPU and float16 elsewhere."""
     return config.precision or ("no" if device_of(config).type == "cpu" else "fp16")
 
 
-def dtype_name(config: InferConfig) -> str:
+def dtype_name(config: SamplingConfig) -> str:
     """The same as PyTorch calls it."""
     return str(DTYPES[precision_of(config)]).removeprefix("torch.")
 
 
-def device_of(config: InferConfig) -> torch.device:
+def device_of(config: SamplingConfig) -> torch.device:
     """The device to run on.
 
     Raises:
@@ -77,7 +83,7 @@ def device_of(config: InferConfig) -> torch.device:
     return device
 
 
-def recipe(config: InferConfig, job: Job, patches_sha256: list[str]) -> dict[str, Any]:
+def recipe(config: InferConfig, job: Job, patches_sha256: list[Digest]) -> dict[str, Any]:
     """What decides a result's bits: the settings that repeat it, and digests of the files they name."""
     local = Path(config.model).expanduser().is_dir()
     bounds = {"loop": job.pair.start} if job.pair.loop else {"start": job.pair.start, "end": job.pair.end}
@@ -88,7 +94,7 @@ def recipe(config: InferConfig, job: Job, patches_sha256: list[str]) -> dict[str
             "variant": config.variant,
             **{name: str(path.resolve()) for name, path in bounds.items()},
             "patches": [str(folder.resolve()) for folder, _ in patches_of(config)],
-            "scales": [scale for _, scale in patches_of(config)],
+            "scales": [list(scale) if isinstance(scale, tuple) else scale for _, scale in patches_of(config)],
             "sampler": asdict(job.settings),
             "fit": config.fit,
             "seed": job.seed,
@@ -124,6 +130,12 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}.{inner}", item) for inner, item in _flat(value))
         else:
             yield key, value
+
+
+def patch_sha256(folder: Path) -> Digest:
+    """Digest of a patch's weights."""
+    digests = {part: sha256(file) for part, file in weight_files(folder).items()}
+    return digests.get("", digests)
 
 
 def sha256(path: Path) -> str:

@@ -29,15 +29,15 @@ def tiny_model():
 @pytest.fixture
 def make_patch(tiny_model, tmp_path):
     """Writes patches for the tiny model whose update is not zero, and returns their folders."""
-    from trfpp.trf.adapters import inject
     from trfpp.trf.base import essential_config, fingerprint, load_component
-    from trfpp.trf.patch import PatchCard, save_patch
+    from trfpp.trf.patch import PatchCard, inject_patch, save_patch
 
     def make(
         name="patch", *, seed=1, size=0.3, targets="temporal", rank=4, alpha=8.0, rslora=False, dropout=0.0, **card
     ):
         unet = load_component(tiny_model, "unet")
-        inject(unet, targets=targets, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout, seed=seed)
+        lora = dict(targets=targets, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
+        inject_patch(unet, card.get("direction", "forward"), seed=seed, **lora)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for key, parameter in unet.named_parameters():

@@ -1,7 +1,7 @@
 """Checkpoints: a patch folder that also holds what training needs to go on as if it had never stopped.
 
     checkpoints/step-000500/
-        adapter_config.json, adapter_model.safetensors, patch.json   a complete patch, usable as it is
+        patch.json, adapter_config.json, adapter_model.safetensors   a complete patch, usable as it is
         optimizer.safetensors                                        the optimizer's tensors
         state.json                                                   step, digest of the settings, the rest
 
@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ..trf.adapters import STATE_PREFIX, adapter_state
-from ..trf.patch import WEIGHTS_FILE, PatchCard, write_patch_files
+from ..trf.patch import Direction, PatchCard, adapters_of, read_card, weight_files, write_patch_files
 from ..trf.replace import remove, replacing
+from .optim import optimizer_state, restore_optimizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
@@ -44,7 +44,7 @@ def save_checkpoint(
     Args:
         folder: holds all checkpoints of the run.
         step: optimizer steps done.
-        unet: with the adapter `default`.
+        unet: with the patch `default`.
         card: of the patch as it is now.
         optimizer: the plain optimizer, not accelerate's wrapper.
         scaler: state of the fp16 gradient scaler, empty without one.
@@ -57,7 +57,7 @@ def save_checkpoint(
     with replacing(target) as beside:
         beside.mkdir()
         write_patch_files(beside, unet, card)
-        tensors, numbers = _optimizer_state(optimizer)
+        tensors, numbers = optimizer_state(optimizer)
         save_file(tensors, beside / OPTIMIZER_FILE)
         state = {"step": step, "optimizer": numbers, "scaler": dict(scaler), "settings": dict(settings)}
         (beside / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -90,55 +90,31 @@ def check_binding(checkpoint: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def resume(checkpoint: Path, unet: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into adapter and optimizer, to the bit; returns its state (step, scaler).
+def resume(
+    checkpoint: Path, unet: Any, optimizer: torch.optim.Optimizer, direction: Direction = "forward"
+) -> dict[str, Any]:
+    """Load a checkpoint into the patch `default` and the optimizer, to the bit; returns its state (step, scaler).
 
     Raises:
-        ValueError: if its weights are not those of the adapter.
+        ValueError: if its weights are not those of the patch.
     """
     state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    weights = load_file(checkpoint / WEIGHTS_FILE)
-    own = adapter_state(unet)
-    if weights.keys() != own.keys():
-        raise ValueError(f"{checkpoint}: its weights are not those of this adapter.")
+    if (saved := read_card(checkpoint).direction) != direction:
+        raise ValueError(f"{checkpoint}: trained with direction={saved}, not {direction}; choose another output.")
     parameters = dict(unet.named_parameters())
-    with torch.no_grad():
-        for key, value in weights.items():
-            parameters[_live_name(key)].copy_(value)
-    _restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER_FILE), state["optimizer"])
+    for part, file in weight_files(checkpoint).items():
+        name = adapters_of(direction)[part]
+        weights = load_file(file)
+        if weights.keys() != adapter_state(unet, name).keys():
+            raise ValueError(f"{checkpoint}: its weights are not those of this adapter.")
+        with torch.no_grad():
+            for key, value in weights.items():
+                parameters[_live_name(key, name)].copy_(value)
+    restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER_FILE), state["optimizer"])
     return state
 
 
-def _live_name(key: str) -> str:
-    """Parameter name in the UNet of a saved weight: `….lora_A.weight` is `….lora_A.default.weight` there."""
+def _live_name(key: str, adapter: str) -> str:
+    """Parameter name in the UNet of a saved weight: `….lora_A.weight` is `….lora_A.<adapter>.weight` there."""
     path, _, leaf = key.removeprefix(STATE_PREFIX).rpartition(".")
-    return f"{path}.default.{leaf}"
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """State by `<parameter number>.<name>`, tensors and plain numbers apart."""
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, float] = {}
-    for number, parameter in enumerate(_parameters(optimizer)):
-        for name, value in optimizer.state[parameter].items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{number}.{name}"] = value.detach().cpu().clone().contiguous()
-            else:
-                numbers[f"{number}.{name}"] = value
-    return tensors, numbers
-
-
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]
-) -> None:
-    parameters = _parameters(optimizer)
-    for key, value in {**tensors, **numbers}.items():
-        number, _, name = key.partition(".")
-        parameter = parameters[int(number)]
-        if isinstance(value, torch.Tensor) and name != "step":  # torch keeps its step counter on the CPU
-            value = value.to(parameter.device)
-        optimizer.state[parameter][name] = value
+    return f"{path}.{adapter}.{leaf}"

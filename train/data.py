@@ -3,6 +3,9 @@
 Everything random about sample `n` comes from a generator seeded with `(seed, n)`, so a run gives the same samples on
 one process or on many, resumed or not, with loader workers or without; and no two ranks ever share a draw.
 
+A sample may run backward: its frames in reverse order, conditioned on the clip's last frame. That is what the backward
+half of TRF works on.
+
 Shapes: B samples, F frames, latents `[B, F, C, h, w]`.
 """
 
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data_prep.latents import read_clip
 from ..trf.conditioning import micro_conditioning
 from ..trf.edm import log_normal_sigmas
+from ..trf.patch import Direction
 from ..trf.seeds import derived_seed
 
 
@@ -35,11 +39,13 @@ class Sample:
     sigma: Tensor
     """Noise level, `[]`."""
     condition: Tensor
-    """Conditioning latents of the first frame `[C, h, w]`; zeros where the conditions are dropped."""
+    """Conditioning latents of the sample's first frame `[C, h, w]`; zeros where the conditions are dropped."""
     embedding: Tensor
-    """CLIP embedding of the first frame `[1, D]`; zeros where the conditions are dropped."""
+    """CLIP embedding of the sample's first frame `[1, D]`; zeros where the conditions are dropped."""
     added_time_ids: Tensor
     """`(fps - 1, motion bucket, noise augmentation)`, `[3]`."""
+    backward: Tensor = field(default_factory=lambda: torch.tensor(False))
+    """Whether the sample runs backward in time, `[]` bool."""
 
     def to(self, device: torch.device | str) -> Sample:
         """The same on another device."""
@@ -64,8 +70,20 @@ class Clip:
     motion_bucket: float
 
 
+_BACKWARD: dict[Direction, tuple[bool | None, ...]] = {
+    "forward": (False,),
+    "backward": (True,),
+    "both": (False, True),
+    "either": (None,),
+}
+"""Whether the rows that a sample gives run backward; `None` leaves it to a coin."""
+
+
 class CachedSamples(Dataset[Sample]):
-    """Samples by their global number `n = 0, 1, 2, …`: epoch `n // len(clips)` is one permutation of the clips."""
+    """Samples by their global number `n = 0, 1, 2, …`: epoch `n // len(clips)` is one permutation of the clips.
+
+    With direction `both` every sample gives two rows of a batch, forward and backward, with the same draws.
+    """
 
     def __init__(
         self,
@@ -77,6 +95,7 @@ class CachedSamples(Dataset[Sample]):
         sigma_std: float,
         conditioning_dropout: float,
         seed: int,
+        direction: Direction = "forward",
     ) -> None:
         self.clips = list(clips)
         self.cache = cache
@@ -85,6 +104,7 @@ class CachedSamples(Dataset[Sample]):
         self.sigma_std = sigma_std
         self.conditioning_dropout = conditioning_dropout
         self.seed = seed
+        self.direction = direction
 
     def clip_of(self, n: int) -> Clip:
         """The clip of sample `n`."""
@@ -93,6 +113,14 @@ class CachedSamples(Dataset[Sample]):
         return self.clips[int(torch.randperm(len(self.clips), generator=generator)[position])]
 
     def __getitem__(self, n: int) -> Sample:
+        return self.sample(n, _BACKWARD[self.direction][0])
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample]:
+        """The rows of a batch, as the loader asks for them: all that run one way, then all that run the other."""
+        return [self.sample(n, backward) for backward in _BACKWARD[self.direction] for n in numbers]
+
+    def sample(self, n: int, backward: bool | None) -> Sample:
+        """Sample `n`, running forward or backward, or either by a fair coin of its own (`None`)."""
         clip = self.clip_of(n)
         cached = read_clip(self.cache, clip.clip_id)
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "sample", n))
@@ -101,14 +129,20 @@ class CachedSamples(Dataset[Sample]):
         sigma = log_normal_sigmas((), self.sigma_mean, self.sigma_std, generator)
         augmentation = int(torch.randint(len(cached["start.noise_aug"]), (), generator=generator))
         kept = float(torch.rand((), generator=generator) >= self.conditioning_dropout)
-        ids = micro_conditioning(clip.fps, clip.motion_bucket, cached["start.noise_aug"][augmentation], 1)[0]
+        if backward is None:  # drawn last: all else is as it would be without
+            backward = bool(torch.rand((), generator=generator) < 0.5)
+        bound = "end" if backward else "start"
+        latents = (cached["mean"] + cached["std"] * posterior_noise) * self.scaling_factor
+        ids = micro_conditioning(clip.fps, clip.motion_bucket, cached[f"{bound}.noise_aug"][augmentation], 1)[0]
         return Sample(
-            latents=(cached["mean"] + cached["std"] * posterior_noise) * self.scaling_factor,
-            noise=noise,
+            # SVD's encoder sees one frame at a time: the latents of the reversed clip are these in reverse.
+            latents=latents.flip(0) if backward else latents,
+            noise=noise.flip(0) if backward else noise,
             sigma=sigma,
-            condition=cached["start.condition"][augmentation] * kept,
-            embedding=cached["start.embedding"] * kept,
+            condition=cached[f"{bound}.condition"][augmentation] * kept,
+            embedding=cached[f"{bound}.embedding"] * kept,
             added_time_ids=ids,
+            backward=torch.tensor(backward),
         )
 
 

@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch.nn.utils import clip_grad_norm_
 
 from ..data_prep.dataset import load_clips
 from ..data_prep.latents import CacheKey, build_cache, check_cache, find_cache, finish_cache
 from ..data_prep.motion import statistics
 from ..data_prep.plan import Split
-from ..trf.adapters import inject
 from ..trf.base import essential_config, fingerprint, load_component, load_config, resolved_revision
-from ..trf.patch import PatchCard, read_card, save_patch, update_card
+from ..trf.halves import on_halves
+from ..trf.patch import PatchCard, inject_patch, read_card, save_patch, update_card
 from ..trf.seeds import derived_seed
 from ..version import __version__
 from .checkpoint import check_binding, list_checkpoints, resume, save_checkpoint
@@ -111,14 +112,11 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         cache = make_cache(config, accelerator)
     samples = make_samples(config, cache, "train")
 
-    # 3. Model, adapter, optimizer
+    # 3. Model, adapters (one, or one for each direction), optimizer
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
     unet = load_component(config.model, "unet", dtype=dtype, revision=config.revision, variant=config.variant)
-    lora = config.lora
-    parameters = inject(
-        unet, targets=lora.targets, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora, dropout=lora.dropout,
-        seed=config.seed,
-    )  # fmt: skip
+    adapters = inject_patch(unet, config.direction, seed=config.seed, **config.lora.model_dump())
+    parameters = [parameter for own in adapters.values() for parameter in own]
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
@@ -131,7 +129,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     start = 0
     if existing:
         check_binding(existing[-1], binding)
-        state = resume(existing[-1], unet, optimizer)
+        state = resume(existing[-1], unet, optimizer, config.direction)
         start = log.start = state["step"]
         if start > config.steps:
             raise ValueError(f"steps={config.steps}, but {existing[-1]} has {start}; give more, or another output.")
@@ -156,6 +154,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     batches = iter(loader(samples, order, config.loader_workers))
     validator = make_validator(config, cache, dtype, accelerator.device)
     card = make_card(config, plan, unet.config)
+    ways = torch.zeros(2, 2, device=accelerator.device)  # losses and their number, forward and backward, for the log
 
     def save(step: int) -> Path:
         path = checkpoints / f"step-{step:06d}"
@@ -189,18 +188,25 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
             for micro in range(config.gradient_accumulation):
                 batch = next(batches).to(accelerator.device)
                 last = micro == config.gradient_accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(model):
+                with nullcontext() if last else accelerator.no_sync(model), on_halves(unet, batch.backward):
                     losses = denoising_loss(model, batch, dtype)
-                    accelerator.backward(losses.mean() / config.gradient_accumulation)
+                    # Each adapter has rows of its own, as many as any other: the sum of their means.
+                    accelerator.backward(losses.mean() * len(adapters) / config.gradient_accumulation)
                 log.add(batch.sigma, losses.detach())
+                ways.index_add_(1, batch.backward.long(), torch.stack([losses.detach(), torch.ones_like(losses)]))
             if config.optim.max_grad_norm is not None:
-                log.grad_norm = accelerator.clip_grad_norm_(parameters, config.optim.max_grad_norm)
+                accelerator.unscale_gradients()
+                norms = [clip_grad_norm_(own, config.optim.max_grad_norm) for own in adapters.values()]
+                log.grad_norm = torch.stack(norms).norm()
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad()
 
             done = step + 1
             log.step(done, plan.clips_per_step, learning_rate(step, config.steps, config.optim))
             last_step = done == config.steps
+            if config.direction in ("both", "either") and (last_step or done % config.log_every == 0):
+                log.metrics |= log_directions(accelerator, ways, done)
+                ways.zero_()
             with log.paused():
                 saved = save(done) if last_step or done % config.checkpoint.every == 0 else None
                 if config.validation.every and (last_step or done % config.validation.every == 0):
@@ -222,6 +228,14 @@ def _agreed(accelerator: Accelerator, number: int) -> int:
     if accelerator.num_processes == 1:
         return number
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+
+def log_directions(accelerator: Accelerator, ways: torch.Tensor, step: int) -> dict[str, float]:
+    """Log and return the mean loss of each direction, from the losses' sums and numbers `[2, (forward, backward)]`."""
+    sums, numbers = accelerator.reduce(ways).tolist()
+    means = {f"loss {name}": s / n for name, s, n in zip(("forward", "backward"), sums, numbers) if n}
+    accelerator.log({f"train/{name}": mean for name, mean in means.items()}, step=step)
+    return {f"train {name}": mean for name, mean in means.items()}
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -268,6 +282,7 @@ def make_samples(config: TrainConfig, cache: Path, split: Split, dropout: bool =
         sigma_std=config.objective.sigma_std,
         conditioning_dropout=config.objective.conditioning_dropout if dropout else 0.0,
         seed=config.seed,
+        direction=config.direction,
     )
 
 
@@ -323,6 +338,7 @@ def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -
         unet_fingerprint=fingerprint(unet_config),
         unet_config=essential_config(unet_config),
         domain=config.domain,
+        direction=config.direction,
         height=plan.height,
         width=plan.width,
         num_frames=plan.num_frames,

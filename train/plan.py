@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data_prep.dataset import load_clips
-from ..trf.adapters import inject
 from ..trf.base import empty_unet, load_config
+from ..trf.patch import inject_patch
 
 if TYPE_CHECKING:
     from ..configs.schema import TrainConfig
+
+
+_DIRECTIONS = {
+    "forward": "forward: clips as filmed",
+    "backward": "backward: clips reversed in time",
+    "both": "both: every clip as filmed for one adapter, and reversed in time for another",
+    "either": "either: each clip as filmed or reversed in time, by a coin",
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,9 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     unet = empty_unet(config.model, revision=config.revision)
     frozen = sum(parameter.numel() for parameter in unet.parameters())
     lora = config.lora
-    parameters = inject(unet, targets=lora.targets, rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora)
-    trainable = sum(parameter.numel() for parameter in parameters)
-    modules = len(parameters) // 2
+    adapters = inject_patch(unet, config.direction, **lora.model_dump())
+    sizes = [sum(parameter.numel() for parameter in own) for own in adapters.values()]
+    modules = len(next(iter(adapters.values()))) // 2
     clip = train[0]
     height, width, frames = clip["height"], clip["width"], len(clip["frame_indices"])
     factor = 2 ** (len(load_config(config.model, "vae", revision=config.revision)["block_out_channels"]) - 1)
@@ -65,7 +73,10 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         f"a step       {config.batch_size} a batch x {config.gradient_accumulation} accumulated x {num_processes} "
         f"processes = {per_step} clips",
         f"steps        {config.steps}, {epochs:.1f} epochs",
-        f"patch        {modules} modules ({lora.targets}), rank {lora.rank}: {trainable:,} trainable parameters",
+        f"direction    {_DIRECTIONS[config.direction]}",
+        f"patch        {modules} modules ({lora.targets}), rank {lora.rank}: "
+        + (f"{len(sizes)} adapters of " if len(sizes) > 1 else "")
+        + f"{sizes[0]:,} trainable parameters",
         f"base         {config.model}: {frozen:,} frozen parameters, precision {config.precision}",
         f"optimizer    {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}, {ramp}",
         f"output       {config.output}: checkpoint every {config.checkpoint.every} steps, "
@@ -79,7 +90,7 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         width=width,
         clips_per_step=per_step,
         epochs=epochs,
-        trainable_parameters=trainable,
+        trainable_parameters=sum(sizes),
         adapted_modules=modules,
         frozen_parameters=frozen,
         text="\n".join(lines),

@@ -1,7 +1,7 @@
 """Validation in the loop: what training is for, bounded generation between held-out frames, and the held-out loss.
 
-Runs the same pipeline as inference on the live UNet. VAE and CLIP are loaded on first use and kept off the device
-between validations.
+Runs the same pipeline as inference on the live UNet, each adapter on the half it is trained for. VAE and CLIP are
+loaded on first use and kept off the device between validations.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from ..data_prep.dataset import clip_frames
 from ..trf.base import load_component
+from ..trf.halves import on_halves
 from ..trf.pipeline import TimeReversalFusionPipeline
 from .data import CachedSamples, collate
 from .objective import denoising_loss
@@ -106,7 +107,7 @@ class Validator:
                 inner.append(psnr(video[1:-1], truth[1:-1]))
                 bounds.append(psnr(video[[0, -1]], truth[[0, -1]]))
             metrics = {
-                "loss": self._loss(unet),
+                **self._losses(unet),
                 "inner PSNR": float(np.mean(inner)),
                 "bound PSNR": float(np.mean(bounds)),
             }
@@ -118,12 +119,18 @@ class Validator:
             unet.train()
 
     @torch.no_grad()
-    def _loss(self, unet: Any) -> float:
-        """Held-out loss on the same few draws every time."""
-        losses = [
-            denoising_loss(unet, collate([self.samples[n]]).to(self.device), self.dtype) for n in range(LOSS_SAMPLES)
-        ]
-        return float(torch.cat(losses).mean())
+    def _losses(self, unet: Any) -> dict[str, float]:
+        """Held-out loss on the same few draws every time; for two adapters the mean, and that of each."""
+        rows = []
+        for n in range(LOSS_SAMPLES):
+            batch = collate(self.samples.__getitems__([n])).to(self.device)
+            with on_halves(unet, batch.backward):
+                rows.append(denoising_loss(unet, batch, self.dtype))
+        losses = {"loss": float(torch.cat(rows).mean())}
+        if self.samples.direction == "both":
+            forward, backward = torch.stack(rows).mean(0)
+            losses |= {"loss forward": float(forward), "loss backward": float(backward)}
+        return losses
 
     def _pipeline(self, unet: Any) -> TimeReversalFusionPipeline:
         for name in ("vae", "image_encoder", "feature_extractor", "scheduler"):

@@ -45,3 +45,14 @@ def renoise(x: Tensor, sigma: Tensor, sigma_to: Tensor, noise: Tensor, noise_sca
     `noise_scale` below 1 adds less than the level asks for, which the release uses to calm its video-frames scenario.
     """
     return x + noise_scale * (sigma_to**2 - sigma**2).sqrt() * noise
+
+
+def disagreement(forward: Tensor, backward: Tensor) -> Tensor:
+    """How far two halves are apart before they are fused, `[B]`: the RMS of their difference over their own.
+
+    Args:
+        forward: denoised estimate in its own frame order, `[B, F, C, h, w]`.
+        backward: likewise, running from the end bound to the start.
+    """
+    one, other = forward.flatten(1), reverse_time(backward).flatten(1)
+    return (one - other).norm(dim=1) / ((one.square().sum(1) + other.square().sum(1)) / 2).sqrt()

@@ -3,6 +3,8 @@
 adapter_config.json          PEFT's configuration: plain `peft` loads the folder
 adapter_model.safetensors    the weights, float32
 patch.json                   the card: what it was trained on and for, and how to sample with it
+
+A patch of direction `both` is two adapters: the first two files lie in `forward/` and in `backward/`.
 """
 
 from __future__ import annotations
@@ -15,16 +17,32 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from .adapters import STATE_PREFIX, adapter_names, adapter_state, add_adapter, remove_adapters
+from .adapters import (
+    STATE_PREFIX,
+    Scale,
+    active_scales,
+    adapter_names,
+    adapter_parameters,
+    adapter_state,
+    add_adapter,
+    inject,
+    remove_adapters,
+    scale_pair,
+    set_scales,
+)
 from .base import complete_config, fingerprint
 from .miniature import MINIATURE
 from .replace import replacing
+from .seeds import derived_seed
+
+Direction = Literal["forward", "backward", "both", "either"]
+"""Which way the training clips ran: as filmed, reversed, each way for an adapter of its own, or by a coin."""
 
 FORMAT_VERSION = 1
 CARD_FILE = "patch.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-PATCH_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 LICENCE_NOTE = (
     "The base model's weights are governed by their own licence (for SVD: Stability AI's), this patch's use too."
@@ -55,7 +73,7 @@ class PatchCard(BaseModel):
     unet_fingerprint: str = Field(description="SHA-256 of the base UNet's config.")
     unet_config: dict[str, Any] = Field(description="The base UNet's config, to say what differs.")
     domain: str = Field("", description="What the patch was trained on, in words.")
-    direction: Literal["forward"] = Field("forward", description="Direction of time in training.")
+    direction: Direction = Field("forward", description="Direction of time in training.")
     height: int = Field(description="Training height, pixels.")
     width: int = Field(description="Training width, pixels.")
     num_frames: int = Field(description="Frames of a training clip.")
@@ -68,20 +86,71 @@ class PatchCard(BaseModel):
     licence: str = Field(LICENCE_NOTE, description="What governs the use of the base model.")
 
 
+def adapters_of(direction: Direction, name: str = "default") -> dict[str, str]:
+    """Adapters of a patch called `name`: their sub-folders in the patch folder (`""` is itself) and names in a UNet."""
+    if direction == "both":
+        return {part: f"{name}/{part}" for part in ("forward", "backward")}  # PyTorch has its own use for 'forward'
+    return {"": name}
+
+
+def adapter_scales(direction: Direction, name: str = "default", scale: Scale = 1.0) -> dict[str, Scale]:
+    """The scale of each adapter of a patch at a scale of the whole.
+
+    A number is the strength wherever the patch is meant for: on the backward half for `backward`, on both halves
+    otherwise. A pair says it for the forward and for the backward half. Of a `both` patch each adapter has its half.
+
+    Raises:
+        ValueError: if the scale is neither.
+    """
+    forward, backward = scale_pair(scale)
+    if direction == "both":
+        return {f"{name}/forward": (forward, 0.0), f"{name}/backward": (0.0, backward)}
+    if direction == "backward" and isinstance(scale, int | float):
+        return {name: (0.0, backward)}
+    return {name: (forward, backward)}
+
+
+def inject_patch(
+    unet: Any, direction: Direction = "forward", *, seed: int = 0, name: str = "default", **lora: Any
+) -> dict[str, list[nn.Parameter]]:
+    """Put a fresh patch into the UNet, in place: the adapters of its direction, trainable, and everything else frozen.
+
+    Args:
+        unet: a `UNetSpatioTemporalConditionModel`.
+        direction: of time in training.
+        seed: of the initial weights. An adapter trained backward starts the same alone and beside a forward one.
+        name: of the patch.
+        lora: see `adapters.inject`.
+
+    Returns:
+        The trainable parameters of each adapter, by its name in the UNet.
+
+    Raises:
+        ValueError: if no module matches.
+    """
+    scales = adapter_scales(direction, name)
+    for adapter, scale in scales.items():
+        meant_backward = scale_pair(scale)[0] == 0
+        inject(unet, seed=derived_seed(seed, "backward") if meant_backward else seed, name=adapter, **lora)
+    set_scales(unet, scales, trainable=True)
+    return {adapter: adapter_parameters(unet, adapter) for adapter in scales}
+
+
 def save_patch(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
-    """Write the adapter `name` and its card as a patch folder; one already there is replaced at the end."""
+    """Write the patch `name` and its card as a patch folder; one already there is replaced at the end."""
     with replacing(folder) as beside:
         beside.mkdir()
         write_patch_files(beside, unet, card, name)
 
 
 def write_patch_files(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
-    """Write a patch's three files into an existing folder."""
+    """Write a patch's files into an existing folder."""
     from safetensors.torch import save_file
 
-    config = unet.peft_config[name]
-    config.save_pretrained(str(folder))
-    save_file(adapter_state(unet, name), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    for part, adapter in adapters_of(card.direction, name).items():
+        (folder / part).mkdir(exist_ok=True)
+        unet.peft_config[adapter].save_pretrained(str(folder / part))
+        save_file(adapter_state(unet, adapter), folder / part / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -104,9 +173,8 @@ def read_card(folder: str | Path) -> PatchCard:
         ValueError: if the card is of another format version or broken.
     """
     folder = Path(folder)
-    missing = [file for file in PATCH_FILES if not (folder / file).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder}: not a patch folder, {', '.join(missing)} missing.")
+    if not (folder / CARD_FILE).is_file():
+        raise FileNotFoundError(f"{folder}: not a patch folder, {CARD_FILE} missing.")
     try:
         raw = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         version = raw.get("format_version")
@@ -114,9 +182,23 @@ def read_card(folder: str | Path) -> PatchCard:
             raise ValueError(
                 f"{folder}: patch format {version}, this trfpp reads format {FORMAT_VERSION}; update one of them."
             )
-        return PatchCard.model_validate(raw)
+        card = PatchCard.model_validate(raw)
     except (json.JSONDecodeError, AttributeError, ValidationError) as error:
         raise ValueError(f"{folder / CARD_FILE}: broken patch card: {error}") from None
+    files = [Path(part, file) for part in adapters_of(card.direction) for file in ADAPTER_FILES]
+    if missing := [str(file) for file in files if not (folder / file).is_file()]:
+        raise FileNotFoundError(f"{folder}: not a whole patch folder, {', '.join(missing)} missing.")
+    return card
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The weights of each adapter of a patch, by its sub-folder (`""` is the patch's own).
+
+    Raises:
+        FileNotFoundError: if the folder is no patch.
+        ValueError: if the card is of another format version or broken.
+    """
+    return {part: folder / part / WEIGHTS_FILE for part in adapters_of(read_card(folder).direction)}
 
 
 def base_of(patches: Sequence[Path]) -> tuple[str, str | None]:
@@ -153,8 +235,14 @@ def check_fit(card: PatchCard, unet_config: Mapping[str, Any], folder: str | Pat
         )
 
 
-def load_patch(unet: Any, folder: str | Path, name: str = "default") -> PatchCard:
-    """Load a patch into the UNet, in place, as adapter `name`, frozen and active beside those active already.
+def load_patch(unet: Any, folder: str | Path, name: str = "default", scale: Scale = 1.0) -> PatchCard:
+    """Load a patch into the UNet, in place, frozen and active beside those active already.
+
+    Args:
+        unet: a `UNetSpatioTemporalConditionModel`.
+        folder: patch folder.
+        name: of the patch; its adapters are those of `adapters_of`.
+        scale: see `adapter_scales`.
 
     Raises:
         FileNotFoundError: if the folder is no patch.
@@ -166,16 +254,23 @@ def load_patch(unet: Any, folder: str | Path, name: str = "default") -> PatchCar
     folder = Path(folder)
     card = read_card(folder)
     check_fit(card, unet.config, folder)
-    if hasattr(nn.ModuleDict, name):
-        raise ValueError(f"a patch cannot be named {name!r}, PyTorch uses that name itself; choose another.")
-    if name in adapter_names(unet):
+    if "/" in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"a patch cannot be named {name!r}, that is taken for another use; choose another.")
+    if name in {adapter.partition("/")[0] for adapter in adapter_names(unet)}:
         raise ValueError(f"a patch named {name!r} is loaded already; unload it or choose another name.")
-    state = load_file(folder / WEIGHTS_FILE)
-    _check_state(state, unet, folder)
-    unfilled = add_adapter(unet, LoraConfig.from_pretrained(str(folder)), state, name)
-    if unfilled:
-        remove_adapters(unet, [name])
-        raise ValueError(f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} disagree, first at {unfilled[0]}.")
+    scales = {**active_scales(unet), **adapter_scales(card.direction, name, scale)}
+    states = {part: load_file(folder / part / WEIGHTS_FILE) for part in adapters_of(card.direction)}
+    for part, state in states.items():
+        _check_state(state, unet, folder / part)
+    try:
+        for part, adapter in adapters_of(card.direction, name).items():
+            config = LoraConfig.from_pretrained(str(folder / part))
+            if unfilled := add_adapter(unet, config, states[part], adapter):
+                raise ValueError(f"{folder / part}: {CONFIG_FILE} and {WEIGHTS_FILE} disagree, first at {unfilled[0]}.")
+        set_scales(unet, scales)
+    except ValueError:
+        remove_adapters(unet, set(adapters_of(card.direction, name).values()) & set(adapter_names(unet)))
+        raise
     return card
 
 

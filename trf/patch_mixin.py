@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from . import adapters
-from .patch import PatchCard, load_patch
+from .adapters import Scale
+from .patch import PatchCard, adapter_scales, adapters_of, load_patch
 
 
 class PatchesMixin:
@@ -16,36 +17,50 @@ class PatchesMixin:
     unet: Any
     cards: dict[str, PatchCard]
 
-    def load_patch(self, path: str | Path, name: str | None = None, scale: float = 1.0) -> PatchCard:
+    def load_patch(self, path: str | Path, name: str | None = None, scale: Scale = 1.0) -> PatchCard:
         """Load a patch folder and make it active beside those already active.
 
         Args:
             path: patch folder.
             name: name to address it by; the folder's name by default.
-            scale: 1 is the patch as trained, 0 is the base model.
+            scale: 1 is the patch as trained, 0 is the base model; a pair is for the forward and the backward half. A
+                number is for the halves the patch is meant for: the backward one if it was trained backward, both
+                otherwise, and of a patch trained in `both` directions each adapter acts on its own half.
 
         Raises:
             FileNotFoundError: if the folder is no patch.
             ValueError: if it does not fit the model, with what differs, or the name is taken.
         """
         name = (name or Path(path).resolve().name).replace(".", "_")
-        scales = adapters.active_scales(self.unet)
         if any(parameter.is_meta for parameter in self.unet.parameters()):
             raise ValueError("load patches before enable_sequential_cpu_offload(): the UNet's weights are away now.")
         if adapters.is_fused(self.unet):
             raise ValueError("patches are fused into the weights; call unfuse_patches() first.")
-        card = load_patch(self.unet, path, name)
-        self.cards[name] = card
-        adapters.set_scales(self.unet, {**scales, name: scale})
-        return card
+        self.cards[name] = load_patch(self.unet, path, name, scale)
+        return self.cards[name]
 
-    def set_patches(self, scales: Mapping[str, float] | Sequence[str]) -> None:
-        """Make exactly these patches active, each at its scale (a plain list means scale 1).
+    def set_patches(self, scales: Mapping[str, Scale] | Sequence[str]) -> None:
+        """Make exactly these patches active, each at its scale (a plain list means scale 1), see `load_patch`.
 
         Raises:
-            ValueError: for a patch that is not loaded.
+            ValueError: for a patch that is not loaded, or a scale that is neither a number nor a pair.
         """
-        adapters.set_scales(self.unet, scales if isinstance(scales, Mapping) else dict.fromkeys(scales, 1.0))
+        wanted: dict[str, Scale] = {}
+        for name, scale in (scales if isinstance(scales, Mapping) else dict.fromkeys(scales, 1.0)).items():
+            card = self.cards.get(name)
+            # An adapter may have come with the UNet, without a card.
+            wanted |= adapter_scales(card.direction, name, scale) if card else {name: scale}
+        adapters.set_scales(self.unet, wanted)
+
+    @property
+    def patch_scales(self) -> dict[str, tuple[float, float]]:
+        """The active patches and their scales on the forward and on the backward half."""
+        scales: dict[str, tuple[float, float]] = {}
+        for adapter, scale in adapters.active_scales(self.unet).items():
+            name = adapter.partition("/")[0]
+            (f, b), (forward, backward) = scales.get(name, (0.0, 0.0)), adapters.scale_pair(scale)
+            scales[name] = (f + forward, b + backward)
+        return scales
 
     def unload_patches(self, names: Sequence[str] | None = None) -> None:
         """Take patches out (all by default). The base model is then as it was, to the bit unless patches were fused.
@@ -54,11 +69,16 @@ class PatchesMixin:
             ValueError: for a patch that is not loaded, or while patches are fused.
         """
         for name in list(self.cards) if names is None else names:
-            adapters.remove_adapters(self.unet, [name])
-            del self.cards[name]
+            card = self.cards.get(name)
+            adapters.remove_adapters(self.unet, adapters_of(card.direction, name).values() if card else [name])
+            self.cards.pop(name, None)
 
     def fuse_patches(self) -> None:
-        """Add the active patches to the model's weights, so that they cost nothing per step."""
+        """Add the active patches to the model's weights, so that they cost nothing per step.
+
+        Raises:
+            ValueError: if a patch acts differently on the two halves, or none is active.
+        """
         adapters.fuse(self.unet)
 
     def unfuse_patches(self) -> None:
@@ -69,7 +89,7 @@ class PatchesMixin:
     def recommended(self) -> dict[str, Any]:
         """Sampler settings that the active patches recommend; of several patches, the one loaded last decides."""
         recommended: dict[str, Any] = {}
-        for name in adapters.active_scales(self.unet):
+        for name in self.patch_scales:
             card = self.cards.get(name)
             if card:
                 recommended |= dict(height=card.height, width=card.width, num_frames=card.num_frames, fps=card.fps)

@@ -1,7 +1,7 @@
 """`TimeReversalFusionPipeline`: bounded generation as a diffusers pipeline.
 
 Shapes: B pairs times videos per pair, F frames, latents `[B, F, C, h, w]`. The UNet sees the rows of both directions in
-one batch: `[2 (unconditional, conditional)] x [2 (forward, backward)] x B`.
+one batch: `[2 (unconditional, conditional)] x [2 (forward, backward)] x B`. A patch may act on one of the halves only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNetSpatioTemporalConditionModel
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -25,11 +25,13 @@ from torch import Tensor
 from .base import model_location
 from .conditioning import encode_clip, encode_condition, micro_conditioning
 from .edm import denoised, preconditioning
-from .fusion import frame_guidance, guide, linear_weights, reverse_time
+from .fusion import disagreement, frame_guidance, guide, linear_weights, reverse_time
+from .halves import on_halves
 from .patch_mixin import PatchesMixin
 from .samplers import sample_trf
 from .schedule import Iteration, count, trf_plan
 from .settings import SamplerSettings, resolve
+from .two_unets import BACKWARD_FOLDER, TwoUNets
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,15 @@ class TimeReversalFusionOutput(BaseOutput):
     """By `output_type`: `pil` a list of lists of images; `np` `[B, F, H, W, 3]` in [0, 1]; `pt` `[B, F, 3, H, W]` in
     [0, 1]; `latent` the latents `[B, F, C, h, w]`."""
     settings: SamplerSettings
-    """The settings the call ran with."""
+    """The settings the call ran with; of several pairs, those of the first."""
+    pair_settings: list[SamplerSettings]
+    """The same for each pair: `fps` and `motion_bucket_id` may be its own."""
     sources: dict[str, str]
     """For each setting, where it came from: `caller`, `patch card`, `model` or `default`."""
     unet_calls: int
     """UNet forwards made (of whichever batch size)."""
+    disagreement: Tensor
+    """Of each video, `[B]`: how far its halves were apart before fusion (`disagreement`), mean over iterations."""
 
 
 class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
@@ -81,13 +87,19 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> TimeReversalFusionPipeline:
         """Load the components of an SVD model: a hub id, a local folder, or `miniature`. Keywords as in diffusers.
 
-        Only safetensors files are read. Without a `dtype` every component is float32, whatever its files hold.
+        Only safetensors files are read. Without a `dtype` every component is float32, whatever its files hold. A local
+        folder may hold a second UNet, `unet_backward/`, for the half that runs backward.
         """
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = torch.float32  # said, or transformers would take the CLIP tower's from its config
-        return super().from_pretrained(
-            model_location(pretrained_model_name_or_path), **{"use_safetensors": True, **kwargs}
-        )
+        location = model_location(pretrained_model_name_or_path)
+        pipe = super().from_pretrained(location, **{"use_safetensors": True, **kwargs})
+        if (Path(location) / BACKWARD_FOLDER).is_dir():
+            second = UNetSpatioTemporalConditionModel.from_pretrained(
+                location, subfolder=BACKWARD_FOLDER, dtype=pipe.unet.dtype, use_safetensors=True
+            )
+            pipe.register_modules(unet=TwoUNets(pipe.unet, second))
+        return pipe
 
     @property
     def native(self) -> dict[str, Any]:
@@ -154,8 +166,8 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
-        fps: float | None = None,
-        motion_bucket_id: float | None = None,
+        fps: float | Sequence[float] | None = None,
+        motion_bucket_id: float | Sequence[float] | None = None,
         noise_aug_strength: float | None = None,
         min_guidance_scale: float | None = None,
         max_guidance_scale: float | None = None,
@@ -188,8 +200,8 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             width: pixels.
             num_frames: frames, both bounds included.
             num_inference_steps: denoising steps.
-            fps: frames per second.
-            motion_bucket_id: amount of motion, 0 to 255.
+            fps: frames per second; a number, or one for each pair.
+            motion_bucket_id: amount of motion, 0 to 255; a number, or one for each pair.
             noise_aug_strength: noise on the bounds.
             min_guidance_scale: guidance at the condition's frame.
             max_guidance_scale: guidance at the far frame.
@@ -217,19 +229,26 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             ValueError: for bounds, settings or noise that cannot work.
         """
         # 1. Settings and checks
+        num_pairs = self.check_bounds(start_image, end_image)
         told = dict(
-            height=height, width=width, num_frames=num_frames, num_inference_steps=num_inference_steps, fps=fps,
-            motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength,
-            min_guidance_scale=min_guidance_scale, max_guidance_scale=max_guidance_scale, jump_length=jump_length,
-            jump_n_sample=jump_n_sample, repeat_step_ratio=repeat_step_ratio, noise_scale_ratio=noise_scale_ratio,
-            sampler=sampler,
+            height=height, width=width, num_frames=num_frames, num_inference_steps=num_inference_steps,
+            noise_aug_strength=noise_aug_strength, min_guidance_scale=min_guidance_scale,
+            max_guidance_scale=max_guidance_scale, jump_length=jump_length, jump_n_sample=jump_n_sample,
+            repeat_step_ratio=repeat_step_ratio, noise_scale_ratio=noise_scale_ratio, sampler=sampler,
         )  # fmt: skip
-        settings, sources = resolve(told, self.recommended, self.native)
+        recommended, native = self.recommended, self.native
+        resolved = [
+            resolve({**told, "fps": own_fps, "motion_bucket_id": own_motion}, recommended, native)
+            for own_fps, own_motion in zip(
+                _of_pairs("fps", fps, num_pairs), _of_pairs("motion_bucket_id", motion_bucket_id, num_pairs)
+            )
+        ]
+        settings, sources = resolved[0]
+        pair_settings = [own for own, _ in resolved]
         from_card = [name for name, source in sources.items() if source == "patch card"]
         if from_card:
             values = asdict(settings)
             logger.info("from the patch card: %s", ", ".join(f"{name}={values[name]}" for name in from_card))
-        num_pairs = self.check_bounds(start_image, end_image)
         batch_size = num_pairs * num_videos_per_prompt
         shape = self.latent_shape(settings, batch_size)
         if isinstance(generator, list) and len(generator) != batch_size:
@@ -289,14 +308,18 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         if guidance:
             embeddings = torch.cat([torch.zeros_like(embeddings), embeddings])
             conditions = torch.cat([torch.zeros_like(conditions), conditions])
-        ids = micro_conditioning(
-            settings.fps, settings.motion_bucket_id, settings.noise_aug_strength, embeddings.shape[0]
-        ).to(device)
+        ids = torch.cat([
+            micro_conditioning(own.fps, own.motion_bucket_id, own.noise_aug_strength, num_videos_per_prompt)
+            for own in pair_settings
+        ]).repeat(len(embeddings) // batch_size, 1).to(device)  # fmt: skip
         scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, device)
 
         # 5. The model as a denoiser of both directions
         rows_per_call = batch_size if low_memory else embeddings.shape[0]
+        backward_rows = torch.tensor([False, True] * (2 if guidance else 1), device=device)
+        backward_rows = backward_rows.repeat_interleave(batch_size)
         unet_calls = 0
+        disagreements: list[Tensor] = []
 
         def denoise(x: Tensor, level: int, scaled_as: int) -> tuple[Tensor, Tensor]:
             nonlocal unet_calls
@@ -306,9 +329,10 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             outputs = []
             for rows in torch.arange(len(inputs)).split(rows_per_call):
                 part = slice(int(rows[0]), int(rows[-1]) + 1)
-                v = self.unet(
-                    inputs[part], timesteps[level], embeddings[part], added_time_ids=ids[part], return_dict=False
-                )[0]
+                with on_halves(self.unet, backward_rows[part]):
+                    v = self.unet(
+                        inputs[part], timesteps[level], embeddings[part], added_time_ids=ids[part], return_dict=False
+                    )[0]
                 outputs.append(v.float())
                 unet_calls += 1
                 progress.update()
@@ -317,7 +341,9 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
                 unconditional, conditional = v.chunk(2)
                 v = guide(unconditional, conditional, scale)
             forward, backward = v.chunk(2)
-            return denoised(x, forward, sigmas[level]), denoised(reverse_time(x), backward, sigmas[level])
+            estimates = denoised(x, forward, sigmas[level]), denoised(reverse_time(x), backward, sigmas[level])
+            disagreements.append(disagreement(*estimates))
+            return estimates
 
         def observe(number: int, iteration: Iteration, x: Tensor) -> Tensor:
             if callback_on_step_end is None:
@@ -343,7 +369,10 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         self.maybe_free_model_hooks()
         if not return_dict:
             return (frames,)
-        return TimeReversalFusionOutput(frames=frames, settings=settings, sources=sources, unet_calls=unet_calls)
+        return TimeReversalFusionOutput(
+            frames=frames, settings=settings, pair_settings=pair_settings, sources=sources, unet_calls=unet_calls,
+            disagreement=torch.stack(disagreements).mean(0),
+        )  # fmt: skip
 
     def latent_shape(self, settings: SamplerSettings, batch_size: int) -> torch.Size:
         """Shape of the latents, `[B, F, C, h, w]`.
@@ -358,6 +387,14 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         return torch.Size(
             (batch_size, settings.num_frames, channels, settings.height // factor, settings.width // factor)
         )
+
+
+def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) -> Sequence[float | None]:
+    """A setting of each pair, from one number for all of them or one for each."""
+    values = [value] * num_pairs if value is None or isinstance(value, int | float) else list(value)
+    if len(values) != num_pairs:
+        raise ValueError(f"{name}: {len(values)} numbers for {num_pairs} pairs; give one, or one for each.")
+    return values
 
 
 def _rgb(image: Images) -> Images:

@@ -128,6 +128,43 @@ def test_merged_follows_scale_and_leaves_the_rest_alone(make_patch, tiny_model, 
         torch.testing.assert_close(half[key] - base[key], (whole[key] - base[key]) / 2, atol=1e-6, rtol=1e-4)
 
 
+def test_of_two_directions_one_is_exported_or_both(make_patch, tiny_model, tmp_path):
+    patch = make_patch("patch", direction="both", targets="motion", alpha=6.0, rslora=True)
+    parts = ("forward", "backward")
+    truth = {part: exporting.read_peft(patch / part, tiny_model) for part in parts}
+    for form in ("diffusers", "merged"):
+        output = tmp_path / ("out.safetensors" if form == "diffusers" else "out")
+        with pytest.raises(ValueError, match=f"format {form} holds one; say direction=forward or direction=backward"):
+            write(patch, output, tiny_model, format=form)
+        assert not output.exists()
+
+    folder = write(patch, tmp_path / "peft", tiny_model)
+    assert sorted(path.name for path in folder.iterdir()) == ["backward", "forward"]
+    write(patch, folder, tiny_model, overwrite=True)
+    base = load_component(tiny_model, "unet").state_dict()
+    for part in parts:
+        exporting.check_updates(exporting.read_peft(folder / part, tiny_model), truth[part], folder)
+        alone = write(patch, tmp_path / f"peft_{part}", tiny_model, direction=part)
+        exporting.check_updates(exporting.read_peft(alone, tiny_model), truth[part], alone)
+        file = write(patch, tmp_path / f"{part}.safetensors", tiny_model, format="diffusers", direction=part)
+        exporting.check_updates(exporting.read_diffusers(file), truth[part], file)
+        with safe_open(file, "pt") as tensors:
+            assert json.loads(tensors.metadata()["trfpp_card"])["direction"] == part
+        merged = write(patch, tmp_path / f"merged_{part}", tiny_model, format="merged", direction=part, scale=0.5)
+        exporting.check_merged(merged, base, truth[part], 0.5, merged)
+    with pytest.raises(ValueError, match="off the patch's"):
+        exporting.check_updates(truth["forward"], truth["backward"], patch)
+
+
+def test_a_patch_of_one_direction_is_exported_as_it_is(make_patch, tiny_model, tmp_path):
+    patch = make_patch("patch", direction="backward", targets="motion")
+    for number, direction in enumerate((None, "backward")):
+        folder = write(patch, tmp_path / str(number), tiny_model, direction=direction)
+        exporting.check_updates(exporting.read_peft(folder, tiny_model), exporting.read_peft(patch, tiny_model), folder)
+    with pytest.raises(ValueError, match=r"direction=forward: .* holds one adapter, of direction backward"):
+        write(patch, tmp_path / "other", tiny_model, direction="forward")
+
+
 def load_component_state(folder):
     return UNetSpatioTemporalConditionModel.from_pretrained(folder).state_dict()
 

@@ -152,6 +152,53 @@ def test_a_record_repeats_its_result_to_the_bit(settings, make_patch, images, tm
         assert not np.array_equal(frames(changed), frames(folder))
 
 
+def test_patches_of_any_direction_at_scales_of_each_half(settings, make_patch, tmp_path):
+    folders = {way: make_patch(way, seed=number, direction=way) for number, way in enumerate(("backward", "both"))}
+    config = settings(patches=list(folders.values()), scales=[0.5, (1.0, 0.25)])
+    assert load_pipeline(config).patch_scales == {"0_backward": (0, 0.5), "1_both": (1, 0.25)}
+    text = plan(config)
+    assert "backward at 0.5" in text
+    assert "both at 1 forward, 0.25 backward" in text
+    (folder,) = generate(config)
+    about = record(folder)
+    assert about["config"]["scales"] == [0.5, [1, 0.25]]
+    digests = about["sha256"]["patches"]
+    file = folders["both"] / "forward" / "adapter_model.safetensors"
+    assert digests[1]["forward"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert digests[1].keys() == {"forward", "backward"}
+    assert isinstance(digests[0], str)
+
+    again = {**about["config"], "output": str(tmp_path / "again")}
+    (repeated,) = generate(InferConfig.model_validate_json(json.dumps(again)))
+    assert np.array_equal(frames(repeated), frames(folder))
+    assert record(repeated)["config"] == about["config"]
+    for number, scales in enumerate(([0.5, 1], [[0.5, 0.5], [1, 0.25]])):
+        other = {**again, "scales": scales, "output": str(tmp_path / str(number))}
+        (changed,) = generate(InferConfig.model_validate_json(json.dumps(other)))
+        assert not np.array_equal(frames(changed), frames(folder))
+
+
+def test_pairs_of_scales_on_the_command_line(tmp_path):
+    words = ["output=o", "loop=a", "patches=[p,q,r]", "scales=[1,[0.5,0],-2]"]
+    for more in ([], ["--seed", "3"]):  # with and without tyro
+        assert command_line(InferConfig, "infer", [*words, *more]).scales == [1, (0.5, 0), -2]
+    (tmp_path / "run.yaml").write_text("loop: a\npatches: [p, q]\nscales:\n- [1, 0]\n- 0.5\n")
+    config = command_line(InferConfig, "infer", [str(tmp_path / "run.yaml"), "output=o"])
+    assert config.scales == [(1, 0), 0.5]
+    (tmp_path / "again.yaml").write_text(config.as_yaml())
+    assert command_line(InferConfig, "infer", [str(tmp_path / "again.yaml")]) == config
+
+
+def test_a_result_at_a_pair_of_scales_is_known_again(settings, make_patch, capsys):
+    config = settings(patches=[make_patch(direction="both")], scales=[(1.0, 0.5)])
+    generate(config)
+    capsys.readouterr()
+    generate(config)
+    assert "another" not in capsys.readouterr().out
+    generate(config.model_copy(update={"scales": [(1.0, 0.25)]}))
+    assert "made with another scales; see overwrite=true" in capsys.readouterr().out
+
+
 def test_the_command_line_goes_before_the_manifest_and_that_before_the_card(settings, make_patch, images, capsys):
     row = {"start": "a.png", "end": "b.png", "fps": 20, "motion_bucket_id": 30}
     config = settings(

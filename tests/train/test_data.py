@@ -7,12 +7,12 @@ from trfpp.data_prep.dataset import load_clips
 from trfpp.data_prep.latents import find_cache, read_clip
 from trfpp.train.data import CachedSamples, Clip, RankOrder, loader
 
-FIELDS = ("latents", "noise", "sigma", "condition", "embedding", "added_time_ids")
+FIELDS = ("latents", "noise", "sigma", "condition", "embedding", "added_time_ids", "backward")
 
 
 @pytest.fixture
 def samples(dataset):
-    def make(seed=0, dropout=0.0, fps=None, buckets=None):
+    def make(seed=0, dropout=0.0, fps=None, buckets=None, direction="forward"):
         rows = load_clips(dataset, "train")
         clips = [
             Clip(row["clip_id"], fps[i] if fps else row["fps"], buckets[i] if buckets else row["motion_bucket"])
@@ -20,7 +20,7 @@ def samples(dataset):
         ]
         return CachedSamples(
             clips, find_cache(dataset, "miniature"), scaling_factor=0.18215, sigma_mean=0.7, sigma_std=1.6,
-            conditioning_dropout=dropout, seed=seed,
+            conditioning_dropout=dropout, seed=seed, direction=direction,
         )  # fmt: skip
 
     return make
@@ -113,6 +113,47 @@ def test_every_clip_is_told_with_its_own_fps_less_one_and_its_own_motion(samples
     for n in range(count):
         clip = source.clip_of(n)
         assert source[n].added_time_ids[:2].tolist() == [clip.fps - 1, clip.motion_bucket]
+
+
+def test_a_backward_sample_is_the_reversed_film_from_its_last_frame(samples, dataset):
+    forward, backward = samples(), samples(direction="backward")
+    for n in range(6):
+        one, other = forward[n], backward[n]
+        cached = read_clip(find_cache(dataset, "miniature"), forward.clip_of(n).clip_id)
+        assert torch.equal(other.latents, one.latents.flip(0))
+        assert torch.equal(other.noise, one.noise.flip(0))
+        assert not torch.equal(other.latents, one.latents)
+        assert torch.equal(other.sigma, one.sigma)
+        assert torch.equal(other.added_time_ids[:2], one.added_time_ids[:2])
+        which = (cached["end.noise_aug"] == other.added_time_ids[2]).nonzero()
+        assert len(which) == 1
+        assert torch.equal(other.condition, cached["end.condition"][which[0, 0]])
+        assert torch.equal(other.embedding, cached["end.embedding"])
+        assert (bool(one.backward), bool(other.backward)) == (False, True)
+
+
+def test_both_ways_is_a_batch_of_the_one_and_then_the_other(samples):
+    order = RankOrder(start=0, stop=2, batch_size=2, accumulation=1, rank=0, num_processes=1)
+    both, forward, backward = (
+        list(loader(samples(direction=way, dropout=0.5), order, 0)) for way in ("both", "forward", "backward")
+    )
+    for rows, one, other in zip(both, forward, backward):
+        for name in FIELDS:
+            assert torch.equal(getattr(rows, name), torch.cat([getattr(one, name), getattr(other, name)]))
+        assert rows.backward.tolist() == [False, False, True, True]
+
+
+def test_either_way_is_a_fair_coin_of_the_sample_that_moves_no_other_draw(samples):
+    either, forward, backward = (samples(direction=way, dropout=0.3) for way in ("either", "forward", "backward"))
+    coins = []
+    for n in range(200):
+        sample = either[n]
+        coins.append(bool(sample.backward))
+        assert same(sample, (backward if sample.backward else forward)[n])
+        assert same(sample, either[n])
+    assert sum(coins) / len(coins) == pytest.approx(0.5, abs=0.1)
+    other = samples(direction="either", seed=1)
+    assert coins != [bool(other[n].backward) for n in range(200)]
 
 
 def test_both_conditions_are_dropped_together_at_the_given_rate(samples):

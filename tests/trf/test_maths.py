@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trfpp.trf.edm import denoised, euler_step, log_normal_sigmas, loss_weight, preconditioning
-from trfpp.trf.fusion import frame_guidance, fuse, linear_weights, renoise, reverse_time
+from trfpp.trf.fusion import disagreement, frame_guidance, fuse, linear_weights, renoise, reverse_time
 from trfpp.trf.samplers import sample_trf
 from trfpp.trf.schedule import trf_plan
 
@@ -56,6 +56,19 @@ def test_reversing_twice_is_identity_and_bounds_are_kept_by_fusion():
     assert torch.equal(fused[:, 0], forward[:, 0])
     assert torch.equal(fused[:, -1], backward[:, 0])
     assert torch.allclose(fuse(forward, reverse_time(forward), linear_weights(5)), forward)
+
+
+def test_disagreement_is_relative_and_of_each_video():
+    forward, backward = video(0), video(1)
+    assert torch.equal(disagreement(forward, reverse_time(forward)), torch.zeros(len(forward)))
+    # Of independent halves of one size the difference has the variance of both.
+    many = disagreement(video(0, frames=500), video(1, frames=500))
+    assert torch.allclose(many, torch.tensor(2**0.5), atol=0.03)
+    assert torch.allclose(disagreement(7 * forward, 7 * backward), disagreement(forward, backward))
+    assert torch.allclose(disagreement(backward, forward), disagreement(forward, backward))
+    assert torch.allclose(disagreement(forward, 1.1 * reverse_time(forward)), torch.tensor(0.1), atol=0.01)
+    together = disagreement(torch.cat([forward, forward]), torch.cat([backward, reverse_time(forward)]))
+    assert torch.allclose(together, torch.cat([disagreement(forward, backward), torch.zeros(len(forward))]))
 
 
 def test_guidance_rises_linearly_from_the_condition():

@@ -5,11 +5,12 @@ import re
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
-from trfpp.trf.patch import base_of, load_patch, read_card, save_patch
+from trfpp.trf.patch import base_of, inject_patch, load_patch, read_card, save_patch, weight_files
 
 
 @pytest.fixture
@@ -95,6 +96,72 @@ def test_saved_and_loaded_again_to_the_bit(unet, make_patch):
     assert {p.requires_grad for n, p in unet.named_parameters() if "lora_" in n} == {False}
     layer = next(m for m in unet.modules() if hasattr(m, "scaling"))
     assert layer.scaling["default"] == pytest.approx(3 / 4**0.5)
+
+
+def test_a_patch_of_both_directions_is_two_folders_that_plain_peft_loads(unet, make_patch, tiny_model):
+    folder = make_patch(direction="both", rslora=True, alpha=3)
+    assert read_card(folder).direction == "both"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "patch.json",
+        *(
+            f"{part}/adapter_{file}"
+            for part in ("forward", "backward")
+            for file in ("config.json", "model.safetensors")
+        ),
+    }
+    load_patch(unet, folder, "it")
+    assert adapters.active_scales(unet) == {"it/forward": (1.0, 0.0), "it/backward": (0.0, 1.0)}
+    states = {part: load_file(file) for part, file in weight_files(folder).items()}
+    assert not any(torch.equal(value, states["backward"][key]) for key, value in states["forward"].items())
+    for part, state in states.items():
+        loaded = adapters.adapter_state(unet, f"it/{part}")
+        assert state.keys() == loaded.keys()
+        assert all(torch.equal(state[key], loaded[key]) for key in state)
+        adapters.set_scales(unet, {f"it/{part}": 1.0})
+        plain = PeftModel.from_pretrained(load_component(tiny_model, "unet").eval(), folder / part)
+        assert relative(output(plain), output(unet)) < 1e-5
+
+
+def test_the_folders_are_those_that_peft_writes(make_patch, tiny_model, tmp_path):
+    folder = make_patch(direction="both")
+    model = PeftModel.from_pretrained(load_component(tiny_model, "unet"), folder / "forward", "one")
+    model.load_adapter(folder / "backward", "backward")
+    model.save_pretrained(tmp_path / "saved")
+    files = weight_files(folder)["backward"], tmp_path / "saved" / "backward" / "adapter_model.safetensors"
+    ours, theirs = map(load_file, files)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_patch_that_lacks_a_direction_is_refused(unet, make_patch):
+    folder = make_patch(direction="both")
+    rewrite(folder / "backward", lambda state: dict(list(state.items())[1:]))
+    before = output(unet)
+    with pytest.raises(ValueError, match=r"backward: .* disagree"):
+        load_patch(unet, folder)
+    assert adapters.adapter_names(unet) == []
+    assert torch.equal(output(unet), before)
+    (folder / "forward" / "adapter_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"not a whole patch folder, forward/adapter_config\.json missing"):
+        load_patch(unet, folder)
+
+
+def test_an_adapter_starts_the_same_alone_and_beside_another(tiny_model):
+    def fresh(direction):
+        unet = load_component(tiny_model, "unet")
+        parameters = inject_patch(unet, direction, targets="motion", rank=2, alpha=2, seed=3)
+        assert all(parameter.requires_grad for own in parameters.values() for parameter in own)
+        assert sum(parameter.requires_grad for parameter in unet.parameters()) == sum(map(len, parameters.values()))
+        return {name: adapters.adapter_state(unet, name) for name in parameters}
+
+    def same(one, other):
+        return all(torch.equal(one[key], other[key]) for key in one)
+
+    both, forward, backward = fresh("both"), fresh("forward")["default"], fresh("backward")["default"]
+    assert same(both["default/forward"], forward)
+    assert same(both["default/backward"], backward)
+    assert not same(forward, backward)
+    assert same(fresh("either")["default"], forward)
 
 
 def test_loading_does_not_move_the_random_stream(unet, make_patch):
@@ -218,9 +285,10 @@ def test_a_setting_left_out_of_a_config_means_its_default(unet, make_patch):
     assert "transformer_layers_per_block" not in load_patch(unet, folder).unet_config
 
 
-def test_names_that_pytorch_uses_are_refused(unet, make_patch):
-    with pytest.raises(ValueError, match="cannot be named 'keys'"):
-        load_patch(unet, make_patch(), "keys")
+def test_names_with_another_use_are_refused(unet, make_patch):
+    for name in ("keys", "one/two"):
+        with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
+            load_patch(unet, make_patch(), name)
 
 
 def test_the_model_is_that_of_the_first_patch(make_patch):

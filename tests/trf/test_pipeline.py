@@ -6,8 +6,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
 
 from trfpp import TimeReversalFusionPipeline
+from trfpp.trf.adapters import add_adapter
+from trfpp.trf.base import load_component
 
 SMALL = {
     "height": 32,
@@ -176,6 +180,110 @@ def test_patches_change_the_video_and_go_away_without_a_trace(clean, make_patch)
     assert relative(latents(clean, picture(0), picture(1), generator=seeded(0)), base) < 1e-3
 
 
+@pytest.fixture
+def apart(tiny_model, monkeypatch):
+    """Makes a pipeline's UNet call two others in its place: one on the forward rows, one on the backward rows."""
+
+    def use(pipe, folder, pairs, guidance):
+        halves = [load_component(tiny_model, "unet").eval() for _ in range(2)]
+        for unet, part in zip(halves, ("forward", "backward")):
+            state = load_file(folder / part / "adapter_model.safetensors")
+            assert add_adapter(unet, LoraConfig.from_pretrained(str(folder / part)), state, "it") == []
+
+        def forward(sample, timestep, context, added_time_ids, return_dict):
+            backward = torch.tensor([False, True]).repeat_interleave(pairs).repeat(2 if guidance else 1)
+            assert len(sample) == len(backward)
+            v = torch.empty(len(sample), *sample.shape[1:2], 4, *sample.shape[3:])
+            for unet, rows in zip(halves, (~backward, backward)):
+                v[rows] = unet(sample[rows], timestep, context[rows], added_time_ids[rows], return_dict=False)[0]
+            return (v,)
+
+        monkeypatch.setattr(pipe.unet, "forward", forward)
+
+    return use
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_each_adapter_acts_on_its_own_half(clean, make_patch, apart, guidance, low_memory):
+    folder = make_patch(direction="both", size=0.1)
+    pairs = [picture(0), picture(1)], [picture(2), picture(3)]
+    draws = dict(generator=[seeded(i) for i in range(2)], max_guidance_scale=guidance)
+    base = latents(clean, *pairs, **draws)
+    clean.load_patch(folder)
+    draws["generator"] = [seeded(i) for i in range(2)]
+    ours = latents(clean, *pairs, low_memory=low_memory, **draws)
+    clean.unload_patches()
+    apart(clean, folder, 2, guidance > 1)
+    draws["generator"] = [seeded(i) for i in range(2)]
+    theirs = latents(clean, *pairs, **draws)
+    assert relative(ours, theirs) < 1e-5
+    assert relative(base, theirs) > 1e-2
+
+
+def test_swapping_bounds_and_adapters_reverses_the_video(clean, make_patch):
+    noise, aug = torch.randn(1, 4, 4, 16, 24, generator=seeded(0)), torch.randn(1, 3, 32, 48, generator=seeded(1))
+    still = {"jump_n_sample": 1, "aug_noise": aug}
+    folder = make_patch("it", direction="both")
+    clean.load_patch(folder)
+    one = latents(clean, picture(0), picture(1), latents=noise, **still)
+    unswapped = latents(clean, picture(1), picture(0), latents=noise.flip(1), **still)
+    clean.unload_patches()
+    (folder / "forward").rename(folder / "aside")
+    (folder / "backward").rename(folder / "forward")
+    (folder / "aside").rename(folder / "backward")
+    clean.load_patch(folder)
+    other = latents(clean, picture(1), picture(0), latents=noise.flip(1), **still)
+    assert relative(other.flip(1), one) < 1e-4
+    assert relative(unswapped.flip(1), one) > 1e-2
+
+
+def test_scales_are_for_the_halves_a_patch_is_meant_for(clean, make_patch):
+    folders = {way: make_patch(way, direction=way) for way in ("forward", "backward", "both", "either")}
+    for way, folder in folders.items():
+        clean.load_patch(folder, f"a {way} patch", 0.5)
+    expected = {"forward": (0.5, 0.5), "backward": (0, 0.5), "both": (0.5, 0.5), "either": (0.5, 0.5)}
+    assert clean.patch_scales == {f"a {way} patch": pair for way, pair in expected.items()}
+    pairs = {f"a {way} patch": (1, 0.25) for way in folders}
+    clean.set_patches(pairs)
+    assert clean.patch_scales == pairs
+    assert clean.recommended["fps"] == 9
+    clean.set_patches(["a backward patch", "a both patch"])
+    assert clean.patch_scales == {"a backward patch": (0, 1), "a both patch": (1, 1)}
+    with pytest.raises(ValueError, match="cannot be fused: a backward patch"):
+        clean.fuse_patches()
+    with pytest.raises(
+        ValueError, match=r"no patch named 'other' is loaded; there are: a forward patch, a backward .*"
+    ):
+        clean.set_patches({"other": 1.0})
+    clean.unload_patches(["a both patch"])
+    assert clean.patch_scales == {"a backward patch": (0, 1)}
+    clean.set_patches({"a either patch": (2, 2)})
+    clean.fuse_patches()
+    clean.unfuse_patches()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_pair_may_have_its_own_fps_and_motion(pipe, guidance):
+    """What the UNet is told is looked at: this small model hardly heeds it."""
+    pairs = [picture(0), picture(2)], [picture(1), picture(3)]
+    told = []
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(kwargs["added_time_ids"]), with_kwargs=True
+    )
+    arguments = {**SMALL, "max_guidance_scale": guidance, "num_videos_per_prompt": 2, "output_type": "latent"}
+    result = pipe(*pairs, **arguments, fps=[5, 21.5], motion_bucket_id=(30, 200.0), generator=seeded(0))
+    plain = pipe(*pairs, **arguments, fps=21.5, motion_bucket_id=[200, 200], generator=seeded(0))
+    handle.remove()
+    own = torch.tensor([[4, 30, 0.02]] * 2 + [[20.5, 200, 0.02]] * 2)
+    assert torch.equal(told[0], own.repeat(4 if guidance > 1 else 2, 1))
+    assert torch.equal(told[-1], own[-1:].expand(len(told[0]), -1))
+    assert [(each.fps, each.motion_bucket_id) for each in result.pair_settings] == [(5, 30), (21.5, 200)]
+    assert result.settings == result.pair_settings[0]
+    assert {result.sources["fps"], result.sources["motion_bucket_id"]} == {"caller"}
+    assert plain.pair_settings == [plain.settings] * 2
+
+
 def test_offload_hooks_change_nothing(tiny_model, make_patch):
     """With a CPU as the device the hooks run as they do on a GPU, and move what they would move."""
     arguments = {**SMALL, "num_inference_steps": 1, "output_type": "pt"}
@@ -239,6 +347,9 @@ def test_the_scheduler_is_left_alone(pipe):
         ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators"),
         ({"output_type": "gif"}, "output_type='gif'"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents'"),
+        ({"fps": [7, 8]}, "fps: 2 numbers for 1 pairs"),
+        ({"fps": [0]}, "fps=0"),
+        ({"motion_bucket_id": []}, "motion_bucket_id: 0 numbers for 1 pairs"),
     ],
 )
 def test_bad_calls_say_what_is_wrong(pipe, arguments, named):
@@ -268,12 +379,23 @@ def test_every_component_is_float32_unless_told_otherwise(tiny_model):
 def test_the_miniature_has_svds_classes_and_runs_in_plain_diffusers():
     from diffusers import StableVideoDiffusionPipeline
 
-    from trfpp.trf.miniature import miniature_folder
+    from trfpp.trf.miniature import FOLDER
 
     ours = TimeReversalFusionPipeline.from_pretrained("miniature")
-    stock = StableVideoDiffusionPipeline.from_pretrained(miniature_folder())
+    stock = StableVideoDiffusionPipeline.from_pretrained(FOLDER)
     assert {n: type(c) for n, c in ours.components.items()} == {n: type(c) for n, c in stock.components.items()}
     assert all(torch.equal(a, b) for a, b in zip(ours.unet.parameters(), stock.unet.parameters()))
     stock.set_progress_bar_config(disable=True)
     frames = stock(picture(0, (64, 64)), 64, 64, num_inference_steps=1, output_type="np").frames
     assert frames.shape == (1, 12, 64, 64, 3)
+
+
+def test_disagreement_is_reported_of_each_video(pipe):
+    arguments = {**SMALL, "output_type": "latent"}
+    pairs = [(picture(0), picture(1)), (picture(2), picture(2))]
+    both = pipe(*map(list, zip(*pairs)), generator=[seeded(1), seeded(2)], **arguments).disagreement
+    assert both.shape == (2,)
+    assert (both > 0.01).all()
+    for row, (pair, seed) in enumerate(zip(pairs, (1, 2))):
+        alone = pipe(*pair, generator=seeded(seed), **arguments).disagreement
+        assert relative(alone, both[row : row + 1]) < 1e-3

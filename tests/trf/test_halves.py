@@ -1,0 +1,217 @@
+"""Adapters on one half of the batch: one call equals two calls of plain adapters, in value and in gradient, for every
+kind of layer; nothing stays behind; what cannot be halved is refused."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from trfpp.trf import adapters
+from trfpp.trf.base import load_component
+from trfpp.trf.halves import on_halves
+from trfpp.trf.patch import inject_patch, load_patch
+
+TWO = 2
+"""Rows a half."""
+BACKWARD = torch.tensor([False] * TWO + [True] * TWO)
+HALVES = {"forward": slice(0, TWO), "backward": slice(TWO, None)}
+
+
+@pytest.fixture
+def unet(tiny_model):
+    return load_component(tiny_model, "unet").eval()
+
+
+def every_layer(unet):
+    """Of all kinds: linear, spatial and temporal convolutions, embeddings of time and of frames, contexts."""
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    return "|".join(name.replace(".", "[.]") for name, module in unet.named_modules() if isinstance(module, kinds))
+
+
+@pytest.fixture
+def rows():
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(2 * TWO, *shape, generator=generator)
+
+    return normal(5, 8, 8, 12), normal(), normal(1, 32), 20 * normal(3).abs()
+
+
+def output(unet, rows, part=slice(None)):
+    return unet(*(tensor[part] for tensor in rows)).sample
+
+
+def halved(unet, rows):
+    with on_halves(unet, BACKWARD):
+        return output(unet, rows)
+
+
+def relative(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+def randomised(unet, size, seed=1):
+    """Its updates are zero as they start, and differ between adapters from here on."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+    return unet
+
+
+def alone(model, unet, adapter, scale=1.0):
+    """A UNet of its own with a copy of one adapter, which acts on every row."""
+    config = copy.deepcopy(unet.peft_config[adapter])
+    own = load_component(model, "unet").eval()
+    assert adapters.add_adapter(own, config, adapters.adapter_state(unet, adapter), "it") == []
+    adapters.set_scales(own, {"it": scale})
+    return own
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("targets", [*adapters.TARGET_PRESETS, every_layer])
+def test_one_call_equals_two_calls_with_a_plain_adapter_each(unet, tiny_model, rows, targets):
+    base = output(unet, rows)
+    targets, size = (targets, 0.3) if isinstance(targets, str) else (targets(unet), 0.05)
+    inject_patch(unet, "both", targets=targets, rank=4, alpha=8)
+    assert torch.equal(halved(unet, rows), base)  # both start at zero
+    randomised(unet, size)
+    together = halved(unet, rows)
+    for part, half in HALVES.items():
+        apart = output(alone(tiny_model, unet, f"default/{part}"), rows, half)
+        assert relative(together[half], apart) < 1e-5
+        assert relative(base[half], apart) > 0.1
+
+
+@torch.no_grad()
+def test_any_pair_of_scales_and_patches_adds_up(unet, tiny_model, rows, make_patch):
+    folders = {
+        "one": make_patch("one", seed=1),
+        "two": make_patch("two", seed=2, targets="motion", direction="backward"),
+        "three": make_patch("three", seed=3, targets="spatial"),
+    }
+    pairs = {"one": (0.5, 1.5), "two": (0.0, 1.0), "three": (0.7, 0.7)}
+    load_patch(unet, folders["one"], "one", (0.5, 1.5))
+    load_patch(unet, folders["two"], "two")
+    load_patch(unet, folders["three"], "three", 0.7)
+    assert adapters.active_scales(unet) == {**pairs, "three": pytest.approx(0.7)}
+    together = halved(unet, rows)
+    for number, half in enumerate(HALVES.values()):
+        own = load_component(tiny_model, "unet").eval()
+        for name, folder in folders.items():
+            load_patch(own, folder, name, (pairs[name][number],) * 2)
+        assert relative(together[half], output(own, rows, half)) < 1e-5
+
+
+@torch.no_grad()
+def test_swapping_the_scales_swaps_the_halves(unet, rows, make_patch):
+    """To the bit: nothing but the scale tells a row of one half from a row of the other."""
+    load_patch(unet, make_patch(direction="both"), "it")
+    same = tuple(torch.cat([tensor[:TWO]] * 2) for tensor in rows)
+    one = halved(unet, same)
+    adapters.set_scales(unet, {"it/forward": (0.0, 1.0), "it/backward": (1.0, 0.0)})
+    assert torch.equal(halved(unet, same), one.roll(TWO, 0))
+    assert relative(one[:TWO], one[TWO:]) > 0.1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("preset", ["all", every_layer])
+def test_each_adapter_gets_the_gradient_of_its_own_rows(unet, tiny_model, rows, preset, checkpointing):
+    targets, size = (preset, 0.3) if isinstance(preset, str) else (preset(unet), 0.05)
+    parameters = inject_patch(unet, "both", targets=targets, rank=2, alpha=2)
+    randomised(unet, size)
+    apart = {part: alone(tiny_model, unet, f"default/{part}") for part in HALVES}
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    with on_halves(unet, BACKWARD):
+        output(unet, rows).square().mean().backward()
+    for part, half in HALVES.items():
+        own = adapters.adapter_parameters(apart[part], "it")
+        for parameter in own:
+            parameter.requires_grad_()
+        (output(apart[part], rows, half).square().mean() / 2).backward()
+        ours = torch.cat([parameter.grad.flatten() for parameter in parameters[f"default/{part}"]])
+        theirs = torch.cat([parameter.grad.flatten() for parameter in own])
+        assert relative(ours, theirs) < 1e-5
+
+
+@torch.no_grad()
+def test_nothing_stays_behind(unet, rows, make_patch):
+    def hooks():
+        return sum(len(module._forward_hooks) for module in unet.modules())
+
+    load_patch(unet, make_patch("even"), "even")
+    before = output(unet, rows)
+    with on_halves(unet, BACKWARD):
+        assert hooks() == 0  # the same scale for both halves costs nothing
+        assert torch.equal(output(unet, rows), before)
+    load_patch(unet, make_patch("uneven", direction="backward"), "uneven")
+    with on_halves(unet, BACKWARD):
+        assert hooks() == 40
+    assert hooks() == 0
+    with pytest.raises(RuntimeError, match="expected input"), on_halves(unet, BACKWARD):
+        output(unet, [rows[0][:, :, :3], *rows[1:]])  # channels that the model has not
+    assert hooks() == 0
+    assert adapters.active_scales(copy.deepcopy(unet)) == {"even": 1.0, "uneven": (0.0, 1.0)}
+    restored = pickle.loads(pickle.dumps(unet))
+    assert torch.equal(halved(restored, rows), halved(unet, rows))
+    adapters.remove_adapters(unet, ["uneven"])
+    assert torch.equal(halved(unet, rows), before)
+    adapters.remove_adapters(unet)
+    assert not hasattr(unet, "uneven_scales")
+
+
+def test_halves_in_half_precision(tiny_model, rows, make_patch):
+    """An adapter in float32 on a base in bfloat16, and one that was cast along with it."""
+    unet = load_component(tiny_model, "unet", dtype=torch.bfloat16).eval()
+    load_patch(unet, make_patch(direction="both"))
+    rows = tuple(tensor.bfloat16() for tensor in rows)
+    with torch.no_grad():
+        live = halved(unet, rows)
+        assert live.dtype == torch.bfloat16
+        cast = halved(unet.to(torch.bfloat16), rows)
+    assert relative(cast.float(), live.float()) < 0.1
+
+
+def test_weights_cannot_serve_halves_that_differ(unet, rows, make_patch):
+    load_patch(unet, make_patch(direction="both"), "it")
+    with pytest.raises(ValueError, match=r"cannot be fused: it/forward \(1 forward, 0 backward\), it/backward"):
+        adapters.fuse(unet)
+    adapters.set_scales(unet, {"it/backward": (0.8, 0.8)})
+    with torch.no_grad():
+        live = halved(unet, rows)
+        adapters.fuse(unet)
+        assert relative(halved(unet, rows), live) < 1e-4
+
+
+@pytest.mark.parametrize("scale", [(1.0,), (1, 2, 3), "ab", ("1", "0")])
+def test_a_scale_is_a_number_or_a_pair(unet, make_patch, scale):
+    with pytest.raises(ValueError, match="give a number, or a pair"):
+        load_patch(unet, make_patch(), "it", scale)
+    assert adapters.adapter_names(unet) == []
+
+
+def test_batches_cut_apart_are_refused(unet, rows, make_patch):
+    load_patch(unet, make_patch(direction="backward"))
+    unet.enable_forward_chunking(dim=0)
+    with pytest.raises(ValueError, match="call it with dim=1"), on_halves(unet, BACKWARD):
+        pass
+    unet.enable_forward_chunking(dim=1)
+    with on_halves(unet, BACKWARD):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"lora_bias": True}])
+def test_more_than_a_plain_lora_acts_on_both_halves_alike(unet, more):
+    adapters.add_adapter(unet, LoraConfig(r=2, target_modules=adapters.TARGET_PRESETS["motion"], **more), {}, "it")
+    adapters.set_scales(unet, {"it": 0.5})
+    with pytest.raises(ValueError, match="'it' is more than a plain LoRA"):
+        adapters.set_scales(unet, {"it": (1.0, 0.0)})
+    assert adapters.active_scales(unet) == {"it": 0.5}

@@ -1,0 +1,63 @@
+"""Adapters that act on one half of TRF's batch: on the rows that run forward in time, or on those that run backward.
+
+Both halves lie in one UNet call, so an adapter's contribution is scaled row by row. Whatever a layer of SVD's UNet
+sees, contexts included, the batch is its slowest dimension (`[B, C]`, `[B F, C, h, w]`, `[B, C, F, h, w]`,
+`[B h w, F, C]`): each of the B rows is one run of equal length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapters import lora_layers, uneven_scales
+from .two_unets import TwoUNets
+
+
+@contextmanager
+def on_halves(unet: Any, backward: Tensor) -> Iterator[None]:
+    """Let each adapter act on every row at the scale it has for that row's direction, inside the block.
+
+    The block holds the UNet's call and, in training, the backward pass too: gradient checkpointing computes layers
+    again there. Outside of such a block an adapter with a pair of scales acts on every row at scale 1. Adapters whose
+    scale is the same for both halves cost nothing here. Of two UNets, each gets the rows of its direction.
+
+    Args:
+        unet: a `UNetSpatioTemporalConditionModel`, or `TwoUNets`.
+        backward: whether each row of the batch runs backward in time, `[B]` bool, on the device of the UNet's inputs.
+
+    Raises:
+        ValueError: if the UNet cuts its batch into chunks.
+    """
+    with ExitStack() as hooks:
+        if isinstance(unet, TwoUNets):
+            hooks.enter_context(unet.rows(backward))
+        if uneven := uneven_scales(unet):
+            _check_whole_batches(unet)
+            scales = {name: torch.where(backward, pair[1], pair[0]) for name, pair in uneven.items()}
+            for _, layer in lora_layers(unet):
+                for name in scales.keys() & layer.lora_A.keys():
+                    # B A x is linear in A x, which has only `rank` channels: that is where scaling it costs least.
+                    hooks.callback(layer.lora_A[name].register_forward_hook(_scale_rows(scales[name])).remove)
+        yield
+
+
+def _scale_rows(scales: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
+    def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        rows = output.unflatten(0, (len(scales), -1))
+        return (rows * scales.to(output.dtype).view(-1, *[1] * output.ndim)).flatten(0, 1)
+
+    return hook
+
+
+def _check_whole_batches(unet: Any) -> None:
+    for module in unet.modules():
+        if getattr(module, "_chunk_size", None) is not None and module._chunk_dim == 0:
+            raise ValueError(
+                "unet.enable_forward_chunking() cuts the batch apart, which patches that act on one half cannot bear; "
+                "call it with dim=1."
+            )
