@@ -21,7 +21,7 @@ MANIFEST_FILE = "pairs.jsonl"
 PAIRS_FOLDER = "pairs"
 """Where the command line writes a dataset's held-out pairs, inside its folder."""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-COLUMNS = ("id", "start", "end", "loop", "truth", "fps", "motion_bucket_id", "num_frames", "seed")
+COLUMNS = ("id", "start", "end", "loop", "truth", "fps", "motion_bucket_id", "num_frames", "seed", "video")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Pair:
     """Frames, both bounds included."""
     seed: int | None = None
     """Seed of the pair's draws."""
+    video: str | None = None
+    """Where the truth comes from: the video's name in its dataset."""
 
     @property
     def loop(self) -> bool:
@@ -89,6 +91,7 @@ def write_pairs(dataset_folder: Path, output: Path, split: Split = "validation")
                     "fps": row["fps"],
                     "motion_bucket_id": row["motion_bucket"],
                     "num_frames": len(frames),
+                    "video": row["video"],
                 }
                 manifest.write(json.dumps(pair) + "\n")
     return output / MANIFEST_FILE
@@ -98,7 +101,7 @@ def read_manifest(path: Path) -> list[Pair]:
     """Read a manifest of pairs, CSV with a header or JSON lines.
 
     Columns: `start` and `end`, or `loop` for one image that is both; optional `id` (`pair00001`, … by row if left out),
-    `truth`, `fps`, `motion_bucket_id`, `num_frames`, `seed`. Paths are relative to the manifest's folder.
+    `truth`, `fps`, `motion_bucket_id`, `num_frames`, `seed`, `video`. Paths are relative to the manifest's folder.
 
     Raises:
         ValueError: naming the line and what is wrong there, for every bad row.
@@ -166,6 +169,7 @@ def _pair(cells: Any, folder: Path, default_id: str) -> Pair:
         motion_bucket_id=_number(said, "motion_bucket_id", 0, 255),
         num_frames=_whole(said, "num_frames", 2),
         seed=_whole(said, "seed", 0),
+        video=str(said["video"]) if "video" in said else None,
     )
 
 

@@ -46,17 +46,24 @@ def cuts(video: Video, threshold: float = 27.0) -> list[int]:
 
 
 def windows(
-    timestamps: np.ndarray, boundaries: Sequence[int], fps: float, num_frames: int, stride_seconds: float | None = None
+    timestamps: np.ndarray,
+    boundaries: Sequence[int],
+    fps: float | None,
+    num_frames: int,
+    stride_seconds: float | None = None,
 ) -> list[Window]:
     """Windows of `num_frames` frames at `fps` that hold no cut, in order of time.
 
     A window starts at a source frame, at `t0`, and takes the source frame nearest to each of `t0 + k / fps`. Where two
     of them are the same frame, or one is more than half a step off, the source is too slow there: no window.
 
+    Without `fps` a window takes every source frame, at whatever rate they come; where one is more than half a step off
+    that rate, they come too unevenly: no window.
+
     Args:
         timestamps: times of the source's frames, `[n]`, increasing.
         boundaries: frames at which a scene starts; the first frame is one without saying.
-        fps: frames per second wanted.
+        fps: frames per second wanted, or `None` for the source's own.
         num_frames: frames of a window, at least 2.
         stride_seconds: time from one window's start to the next one's; without overlap if not given.
     """
@@ -65,6 +72,11 @@ def windows(
     found = []
     for first, end in pairwise(edges):
         scene = timestamps[first:end]
+        if fps is None:
+            starts = _even_starts(scene, num_frames, stride_seconds)
+            every = (range(first + start, first + start + num_frames) for start in starts)
+            found += [Window(tuple(indices), tuple(timestamps[indices].tolist())) for indices in every]
+            continue
         start = 0
         while start < len(scene):
             targets = scene[start] + np.arange(num_frames) / fps
@@ -87,8 +99,33 @@ def windows(
     return found
 
 
-def why_no_window(timestamps: np.ndarray, boundaries: Sequence[int], fps: float, num_frames: int) -> str:
-    """The reason that `windows` finds none: too short, cut too often, or slower than the target."""
+def _even_starts(times: np.ndarray, num_frames: int, stride_seconds: float | None) -> list[int]:
+    """Where windows of consecutive frames of one scene start, none of them more than half a step off an even pace."""
+    found, start = [], 0
+    while start + num_frames <= len(times):
+        window = times[start : start + num_frames]
+        off = np.abs(window - np.linspace(window[0], window[-1], num_frames))
+        if off.max() > (window[-1] - window[0]) / (num_frames - 1) / 2:
+            start += 1
+            continue
+        found.append(start)
+        if stride_seconds is None:
+            start += num_frames
+        elif window[0] + stride_seconds > times[-1]:
+            break
+        else:
+            start = max(start + 1, int(nearest(times, window[:1] + stride_seconds)[0]))
+    return found
+
+
+def why_no_window(timestamps: np.ndarray, boundaries: Sequence[int], fps: float | None, num_frames: int) -> str:
+    """The reason that `windows` finds none: too short, cut too often, slower than the target, or too uneven."""
+    if fps is None:
+        longest = int(np.diff([0, *sorted(set(boundaries) - {0}), len(timestamps)]).max())
+        if longest < num_frames:
+            where = "it has" if longest == len(timestamps) else "its longest scene has"
+            return f"too short: {where} {longest} frames, and a clip {num_frames}"
+        return f"its frames come too unevenly, up to {np.diff(timestamps).max():.3g} s apart; ask for an fps"
     needed = (num_frames - 1) / fps
     asked = f"{num_frames} frames at {fps:g} fps last {needed:.2f} s"
     if timestamps[-1] < needed:
@@ -112,8 +149,8 @@ def nearest(times: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(targets - times[before] <= times[after] - targets, before, after)
 
 
-def _check(fps: float, num_frames: int, stride_seconds: float | None) -> None:
-    if fps <= 0:
+def _check(fps: float | None, num_frames: int, stride_seconds: float | None) -> None:
+    if fps is not None and fps <= 0:
         raise ValueError(f"fps={fps}: must be above 0.")
     if num_frames < 2:
         raise ValueError(f"num_frames={num_frames}: a clip needs at least 2 frames.")

@@ -137,7 +137,7 @@ def prepare(source: Path, output: Path, *, overwrite: bool = False, progress: bo
             datasets.Dataset.from_file(str(staging / "validation")),
             wanted.holdout,
         )
-        if not len(splits["train"]):
+        if not any(map(len, splits.values())):
             raise ValueError(_nothing_found(source, report))
         _describe(report, splits)
         with _quiet_datasets():
@@ -233,10 +233,10 @@ def _writer(path: Path) -> Iterator[ArrowWriter]:
 def _balanced(train: datasets.Dataset, validation: datasets.Dataset, holdout: float) -> datasets.DatasetDict:
     """Both splits, none empty if it need not be.
 
-    Rounding or motion bounds can leave one empty. Training comes first; then, with a hold-out asked for, the last clip
-    is held out.
+    Rounding or motion bounds can leave one empty. Training comes first, unless all clips are to be held out; then, with
+    a hold-out asked for, the last clip is held out.
     """
-    if not len(train):
+    if not len(train) and holdout < 1:
         train, validation = validation, train
     if holdout and not len(validation) and len(train) > 1:
         videos, indices = list(train["video"]), list(train["frame_indices"])

@@ -21,8 +21,8 @@ Split = Literal["train", "validation"]
 class ClipSettings:
     """What clips are cut, and how they are kept."""
 
-    fps: float = 7
-    """Frames per second of a clip, by the source's frame times."""
+    fps: float | None = 7
+    """Frames per second of a clip, by the source's frame times; `None` takes every frame, at each source's own rate."""
     num_frames: int = 25
     """Frames of a clip."""
     height: int = 576
@@ -42,7 +42,7 @@ class ClipSettings:
     max_clips_per_video: int | None = None
     """At most so many clips of one source, spread evenly over it."""
     holdout: float = 0.1
-    """Fraction of the clips kept for validation, the last ones of each source; 0 leaves validation empty."""
+    """Fraction of the clips kept for validation, the last ones of each source; 0 leaves validation empty, 1 train."""
     sequence_fps: float = 24
     """Images per second of image-sequence folders."""
     image_format: Literal["png", "jpeg"] = "png"
@@ -57,8 +57,8 @@ class ClipSettings:
             raise ValueError(f"num_frames={self.num_frames}: a clip needs at least 2 frames.")
         if self.max_clips_per_video is not None and self.max_clips_per_video < 1:
             raise ValueError(f"max_clips_per_video={self.max_clips_per_video}: must be at least 1.")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout={self.holdout}: must be at least 0 and below 1.")
+        if not 0 <= self.holdout <= 1:
+            raise ValueError(f"holdout={self.holdout}: must be from 0 to 1.")
         for name, choices in (("fit", ("crop", "pad")), ("image_format", ("png", "jpeg"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}.")
@@ -89,7 +89,8 @@ class Plan:
             lines.append(f"{one.name}: {made}")
         total = sum(len(one.windows) for one in self.videos)
         kept = self.settings
-        shape = f"{kept.num_frames} frames of {kept.width}x{kept.height} at {kept.fps:g} fps"
+        pace = f"{kept.fps:g} fps" if kept.fps else "its source's own fps"
+        shape = f"{kept.num_frames} frames of {kept.width}x{kept.height} at {pace}"
         return "\n".join([*lines, f"{total} clips of {len(self.videos)} files before motion is measured; each {shape}"])
 
 

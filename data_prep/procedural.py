@@ -1,77 +1,117 @@
-"""Procedural videos: seeded worlds to try the whole chain on without any footage.
+"""Procedural worlds: seeded, endless films with ground truth, to try the whole chain on without any footage.
 
-The linear world: a textured body with a bright front travels along its front over a still, textured ground. Which way
-is forward shows in every frame. Textures are sums of sine waves, so they move by fractions of a pixel exactly.
+Film `i` of a world depends on the seed and on `i` alone. The worlds:
+
+    base          all scenes below, moving little and slowly, with no preferred direction: what the miniature learnt
+    linear        things that travel far along their front
+    views         a camera that orbits solids on a turntable by 45 to 90 degrees, always the same way round
+    loop          comets that go round once, head first: the last frame is the first
+    irreversible  balls that fall and bounce, glasses that fill, stems that grow
+    control       discs that travel far, in a direction that nothing shows
 """
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from .writing import write_video
+from ..trf.replace import replacing
+from .worlds.film import Film, Pace
+from .worlds.irreversible import irreversible
+from .worlds.linear import control, linear
+from .worlds.loop import loop
+from .worlds.views import Scene as TurntableScene
+from .worlds.views import draw_scene, views
 
-Waves = tuple[np.ndarray, np.ndarray, np.ndarray]
+Scene = Callable[[np.random.Generator, int, int, Pace], Film]
+
+DOMAINS: Mapping[str, Scene] = {
+    "linear": linear,
+    "views": views,
+    "loop": loop,
+    "irreversible": irreversible,
+    "control": control,
+}
+"""What one world shows; each is called with a generator, frames, pixels of the side, and the pace."""
+WORLDS = ("base", *DOMAINS)
+BASE_SHARES = {"linear": 0.22, "views": 0.32, "loop": 0.18, "irreversible": 0.18, "control": 0.10}
+"""How often each scene is seen in the base world."""
+TRUTH_FILE = "truth.jsonl"
 
 
-def linear_clip(generator: np.random.Generator, num_frames: int, size: tuple[int, int]) -> np.ndarray:
-    """One body that travels through the frame at constant velocity, uint8 `[num_frames, H, W, 3]`.
+def film(world: str, seed: int, index: int, num_frames: int = 12, side: int = 64) -> Film:
+    """Film number `index` of a world.
 
     Args:
-        generator: draws direction, speed, size, colours and textures.
-        num_frames: frames of the clip.
-        size: height and width, pixels.
+        world: one of `WORLDS`.
+        seed: of the whole world.
+        index: which film.
+        num_frames: frames.
+        side: pixels of the frame's side.
+
+    Raises:
+        ValueError: for a world that does not exist.
     """
-    height, width = size
-    shorter = min(size)
-    heading = generator.uniform(0, 2 * np.pi)
-    forward = np.array([np.cos(heading), np.sin(heading)])
-    # The whole body stays in the frame: 0.05 off the middle, 0.225 of travel and 1.6 * 0.14 of body make 0.5.
-    radius = generator.uniform(0.10, 0.14) * shorter
-    travel = generator.uniform(0.15, 0.45) * shorter
-    middle = np.array([width, height]) * generator.uniform(0.45, 0.55, 2)
-    ground, coat = _waves(generator, shorter), _waves(generator, shorter)
-    ground_colour, coat_colour = generator.uniform(50, 110, 3), generator.uniform(100, 160, 3)
-    front_colour = np.array([250.0, 240.0, 160.0])
-
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    background = ground_colour + 30 * _texture(ground, x, y)[..., None]
-    frames = np.empty((num_frames, height, width, 3), np.uint8)
-    for index, progress in enumerate(np.linspace(-0.5, 0.5, num_frames)):
-        centre = middle + forward * travel * progress
-        along = (x - centre[0]) * forward[0] + (y - centre[1]) * forward[1]
-        across = (y - centre[1]) * forward[0] - (x - centre[0]) * forward[1]
-        # An ellipse, longer along its way; one pixel of ramp on every edge keeps sub-pixel motion visible.
-        inside = _ramp(radius - np.hypot(along / 1.6, across))
-        front = _ramp(along - 0.8 * radius)
-        body = coat_colour + 40 * _texture(coat, along, across)[..., None]
-        body += front[..., None] * (front_colour - body)
-        frames[index] = np.clip(background + inside[..., None] * (body - background), 0, 255).round()
-    return frames
+    if world not in WORLDS:
+        raise ValueError(f"world={world!r}: choose one of {', '.join(WORLDS)}.")
+    scene, generator = _drawn(world, seed, index)
+    return DOMAINS[scene](generator, num_frames, side, "gentle" if world == "base" else "full")
 
 
-def write_linear_world(
-    folder: Path, *, count: int, seed: int, num_frames: int, fps: float, size: tuple[int, int]
-) -> list[Path]:
-    """Write `count` clips of the linear world as `linear_0000.mp4`, …; clip `i` depends on `seed` and `i` alone."""
-    paths = [folder / f"linear_{index:04d}.mp4" for index in range(count)]
-    for index, path in enumerate(paths):
-        write_video(path, linear_clip(np.random.default_rng([seed, index]), num_frames, size), fps)
-    return paths
+def turntable(world: str, seed: int, index: int) -> TurntableScene:
+    """What stands on the turntable in film number `index` of a world, a film of that kind."""
+    return draw_scene(_drawn(world, seed, index)[1])
 
 
-def _waves(generator: np.random.Generator, shorter: int, count: int = 6) -> Waves:
-    lengths = shorter * generator.uniform(0.06, 0.25, count)
-    angles = generator.uniform(0, np.pi, count)
-    return 2 * np.pi / lengths * np.cos(angles), 2 * np.pi / lengths * np.sin(angles), generator.uniform(0, 6.28, count)
+def _drawn(world: str, seed: int, index: int) -> tuple[str, np.random.Generator]:
+    """The scene of a film, one of `DOMAINS`, and the generator it is drawn from."""
+    generator = np.random.default_rng([seed, zlib.crc32(world.encode()), index])
+    if world != "base":
+        return world, generator
+    return str(generator.choice(list(BASE_SHARES), p=list(BASE_SHARES.values()))), generator
 
 
-def _texture(waves: Waves, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    kx, ky, phase = (wave[:, None, None] for wave in waves)
-    texture: np.ndarray = np.sin(kx * x + ky * y + phase).sum(0) / np.sqrt(len(phase))
-    return texture
+def write_world(
+    folder: Path, world: str, *, count: int, seed: int, num_frames: int = 12, side: int = 64, first: int = 0
+) -> Path:
+    """Write films as `<world>-00000.mp4`, …, and their ground truth as `truth.jsonl`, whole or not at all.
+
+    Args:
+        folder: to write; one already there is replaced at the end.
+        world: one of `WORLDS`.
+        count: number of films.
+        seed: of the whole world.
+        num_frames: frames of a film.
+        side: pixels of the frame's side.
+        first: number of the first film.
+
+    Returns:
+        The file of the ground truth: one JSON line a film, with `video`, `world`, `seed`, `index`,
+        `side`, `fps`, `kind` and, where it applies,
+        `positions` (x and y in pixels, of every frame), `colour`, `radius` and `camera` (azimuth, elevation, distance).
+    """
+    from .writing import write_video  # here, so that films are rendered where no video library is
+
+    with replacing(folder) as beside:
+        beside.mkdir(parents=True)
+        with (beside / TRUTH_FILE).open("w", encoding="utf-8") as truth:
+            for index in range(first, first + count):
+                shown, name = film(world, seed, index, num_frames, side), f"{world}-{index:05d}.mp4"
+                write_video(beside / name, shown.frames, shown.fps, crf=8)
+                which = {"video": name, "world": world, "seed": seed, "index": index, "side": side}
+                truth.write(json.dumps(which | _plain(shown)))
+                truth.write("\n")
+    return folder / TRUTH_FILE
 
 
-def _ramp(distance: np.ndarray) -> np.ndarray:
-    return np.clip(distance + 0.5, 0, 1)
+def _plain(shown: Film) -> dict[str, object]:
+    values: dict[str, object] = {"fps": shown.fps, "kind": shown.kind, "radius": round(shown.radius, 3)}
+    for name in ("positions", "colour", "camera"):
+        array = getattr(shown, name)
+        if array is not None:
+            values[name] = np.round(array, 3).tolist()
+    return values

@@ -8,14 +8,14 @@ from PIL import Image
 
 from trfpp.data_prep.bounds import read_manifest, write_pairs
 from trfpp.data_prep.dataset import clip_frames, load_clips, prepare
-from trfpp.data_prep.procedural import write_linear_world
+from trfpp.data_prep.procedural import write_world
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    write_linear_world(folder / "videos", count=4, seed=0, num_frames=8, fps=7, size=(32, 48))
-    settings = {"fps": 7, "num_frames": 8, "height": 32, "width": 48, "holdout": 0.5, "progress": False}
+    write_world(folder / "videos", "linear", count=4, seed=0, num_frames=8)
+    settings = {"fps": None, "num_frames": 8, "height": 32, "width": 48, "holdout": 0.5, "progress": False}
     prepare(folder / "videos", folder / "clips", **settings)
     return folder / "clips"
 
@@ -31,8 +31,7 @@ def test_pairs_hold_the_clips_bounds_and_truth(clips, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(pair.start)), frames[0])
         np.testing.assert_array_equal(np.asarray(Image.open(pair.end)), frames[-1])
         assert (pair.id, pair.num_frames, pair.seed, pair.loop) == (row["clip_id"], 8, None, False)
-        assert pair.fps == pytest.approx(7)
-        assert pair.motion_bucket_id == row["motion_bucket"]
+        assert (pair.fps, pair.motion_bucket_id, pair.video) == (row["fps"], row["motion_bucket"], row["video"])
 
 
 def test_pairs_can_be_moved_and_made_again(clips, tmp_path):
@@ -65,16 +64,17 @@ def test_csv_with_everything(folder):
     path = write(
         folder,
         "m.csv",
-        "\ufeffid,start,end,loop,truth,fps,motion_bucket_id,num_frames,seed\n"
-        "one,a.png,b.png,,truth,7.5,100,14,3\n"
-        f",,,{folder / 'b.png'},,,,,\n",
+        "\ufeffid,start,end,loop,truth,fps,motion_bucket_id,num_frames,seed,video\n"
+        "one,a.png,b.png,,truth,7.5,100,14,3,films/a.mp4\n"
+        f",,,{folder / 'b.png'},,,,,,\n",
     )
     one, two = read_manifest(path)
     assert (one.id, one.start, one.end) == ("one", folder / "a.png", folder / "b.png")
     assert (one.truth, one.fps, one.motion_bucket_id, one.num_frames, one.seed) == (folder / "truth", 7.5, 100, 14, 3)
+    assert one.video == "films/a.mp4"
     assert not one.loop
     assert (two.id, two.start, two.end, two.loop) == ("pair00002", folder / "b.png", folder / "b.png", True)
-    assert (two.truth, two.fps, two.motion_bucket_id, two.num_frames, two.seed) == (None,) * 5
+    assert (two.truth, two.fps, two.motion_bucket_id, two.num_frames, two.seed, two.video) == (None,) * 6
 
 
 def test_jsonl_with_blank_lines(folder):

@@ -66,6 +66,47 @@ def test_reasons(times, cuts_, reason):
         raise ValueError(why_no_window(times, list(cuts_), fps, 8))
 
 
+def test_without_fps_every_frame_counts_at_the_sources_own_rate():
+    for fps in (6, 13, 24):
+        found = windows(steady(25, fps), [], None, 12)
+        assert [window.indices for window in found] == [tuple(range(12)), tuple(range(12, 24))]
+        assert all(window.fps == pytest.approx(fps) for window in found)
+    assert [window.indices[0] for window in windows(steady(30, 10), [7], None, 5)] == [0, 7, 12, 17, 22]
+    starts = [window.indices[0] for window in windows(steady(20, 10), [], None, 8, stride_seconds=0.5)]
+    assert starts == [0, 5, 10]
+
+
+def test_without_fps_uneven_stretches_are_stepped_over():
+    times = np.concatenate([steady(9, 30), 5 + steady(9, 30)])
+    assert [window.indices for window in windows(times, [], None, 4)] == [
+        tuple(range(start, start + 4)) for start in (0, 4, 9, 13)
+    ]
+    uneven = np.cumsum([0, 1, 1, 1, 19, 1, 1, 1, 19]) / 10
+    assert not windows(uneven, [], None, 5)
+    assert "too unevenly, up to 1.9 s apart; ask for an fps" in why_no_window(uneven, [], None, 5)
+    assert why_no_window(steady(9, 30), [], None, 10) == "too short: it has 9 frames, and a clip 10"
+    assert why_no_window(steady(9, 30), [5], None, 7) == "too short: its longest scene has 5 frames, and a clip 7"
+
+
+@given(
+    steps=st.lists(st.floats(0.005, 0.4), min_size=1, max_size=60),
+    boundary=st.integers(0, 40),
+    num_frames=st.integers(2, 9),
+    stride=st.none() | st.floats(0.05, 2),
+)
+def test_windows_without_fps_hold_what_they_promise(steps, boundary, num_frames, stride):
+    times = np.concatenate([[0.0], np.cumsum(steps)])
+    boundaries = [boundary] if boundary < len(times) else []
+    found = windows(times, boundaries, None, num_frames, stride)
+    for window in found:
+        assert window.indices == tuple(range(window.indices[0], window.indices[0] + num_frames))
+        targets = window.times[0] + np.arange(num_frames) / window.fps
+        assert np.abs(np.array(window.times) - targets).max() <= 0.5 / window.fps + 1e-9
+        assert not any(window.indices[0] < cut <= window.indices[-1] for cut in boundaries)
+    for earlier, later in zip(found, found[1:]):  # noqa: RUF007
+        assert later.indices[0] > (earlier.indices[-1] if stride is None else earlier.indices[0])
+
+
 @pytest.mark.parametrize("bad", [{"fps": 0}, {"num_frames": 1}, {"stride_seconds": 0}])
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -51,6 +51,18 @@ def test_every_file_is_accounted_for(lot, bad_files):
     assert all(clips for name, clips in report.files.items() if name not in expected)
 
 
+def test_all_clips_can_be_held_out(footage, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for index in range(2):
+        footage.encode(tmp_path / "videos" / f"{index}.mp4", footage.numbered(12, 32, 32))
+    settings = {"fps": None, "num_frames": 4, "height": 32, "width": 32, "holdout": 1, "progress": False}
+    report = prepare(tmp_path / "videos", tmp_path / "clips", **settings)
+    assert (report.train, report.validation) == (0, 6)
+    assert len(load_clips(tmp_path / "clips", "train")) == 0
+    assert load_clips(tmp_path / "clips", "validation")["fps"][:] == pytest.approx([footage.fps] * 6)
+    assert prepare(tmp_path / "videos", tmp_path / "clips", **settings).already_there
+
+
 def test_frames_are_the_ones_their_times_say(lot, footage, good_files):
     truths = {f"good/{name}": truth for name, truth in good_files[1].items()} | {"images": (np.arange(24) / 20, 0)}
     checked = set()

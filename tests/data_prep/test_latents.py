@@ -7,7 +7,7 @@ from trfpp.data_prep import latents
 from trfpp.data_prep.dataset import clip_frames, load_clips, prepare
 from trfpp.data_prep.frames import to_tensor
 from trfpp.data_prep.latents import CacheKey, build_cache, check_cache, find_cache, finish_cache, read_clip
-from trfpp.data_prep.procedural import write_linear_world
+from trfpp.data_prep.procedural import write_world
 from trfpp.trf.base import load_component
 from trfpp.trf.conditioning import encode_clip
 
@@ -15,8 +15,8 @@ from trfpp.trf.conditioning import encode_clip
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("latents")
-    write_linear_world(root / "videos", count=2, seed=0, num_frames=9, fps=8, size=(32, 48))
-    prepare(root / "videos", root / "data", fps=8, num_frames=4, height=32, width=48, holdout=0.4, progress=False)
+    write_world(root / "videos", "linear", count=2, seed=0, num_frames=9, side=64)
+    prepare(root / "videos", root / "data", fps=None, num_frames=4, height=32, width=48, holdout=0.4, progress=False)
     return root / "data"
 
 

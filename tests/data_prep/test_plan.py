@@ -4,6 +4,7 @@ import pytest
 
 from trfpp.data_prep.clips import Window
 from trfpp.data_prep.plan import ClipSettings, assign_splits, plan
+from trfpp.data_prep.writing import write_video
 
 SMALL = {"fps": 10, "num_frames": 4, "height": 32, "width": 32}
 
@@ -32,7 +33,7 @@ def many_short(footage, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("holdout", "held"), [(0, 0), (0.1, 2), (0.25, 5), (0.5, 10)])
+@pytest.mark.parametrize(("holdout", "held"), [(0, 0), (0.1, 2), (0.25, 5), (0.5, 10), (1, 20)])
 def test_the_fraction_holds_over_sources_of_any_length(many_short, holdout, held):
     found = plan(many_short, progress=False, holdout=holdout, **SMALL)
     splits = [split for video in found.videos for _, split in video.windows]
@@ -53,6 +54,15 @@ def test_a_dry_run_says_what_would_be_cut_and_why_not(many_short):
     assert said.endswith("20 clips of 12 files before motion is measured; each 4 frames of 32x32 at 10 fps")
 
 
+def test_sources_keep_their_own_rate_without_fps(footage, tmp_path):
+    for fps in (8, 12):
+        write_video(tmp_path / f"at{fps}.mp4", footage.numbered(4, 32, 32), fps)
+    found = plan(tmp_path, progress=False, **{**SMALL, "fps": None})
+    rates = {one.name: [window.fps for window, _ in one.windows] for one in found.videos}
+    assert rates == {"at8.mp4": [pytest.approx(8)], "at12.mp4": [pytest.approx(12)]}
+    assert str(found).endswith("each 4 frames of 32x32 at its source's own fps")
+
+
 def test_nothing_to_look_at(tmp_path):
     with pytest.raises(ValueError, match="holds no videos"):
         plan(tmp_path, progress=False)
@@ -64,7 +74,7 @@ def test_nothing_to_look_at(tmp_path):
         {"fps": 0},
         {"num_frames": 1},
         {"height": 0},
-        {"holdout": 1},
+        {"holdout": 1.1},
         {"max_clips_per_video": 0},
         {"fit": "stretch"},
         {"image_format": "gif"},

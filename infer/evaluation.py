@@ -1,0 +1,104 @@
+"""An evaluation's folder: what it was made with, and its metrics, a line a pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..trf.base import resolved_revision
+from ..trf.replace import remove, replacing
+from .cases import Case, manifest_of
+from .record import device_of, patch_sha256, patches_of, precision_of, sha256
+
+if TYPE_CHECKING:
+    from ..configs.schema import EvaluateConfig
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+RECIPE_FILE = "recipe.json"
+SHEET_FILE = "sheet.png"
+VIDEOS_FOLDER = "videos"
+
+Row = dict[str, Any]
+"""A line of `metrics.jsonl`: the pair's `id`, its metrics, `seconds`, `unet_calls` and what it was `made_with`."""
+
+
+def recipe_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, Any]:
+    """What decides the numbers, flat: settings, and digests of the files they name."""
+    maker: dict[str, Any] = {"baseline": config.baseline}
+    if not config.baseline:
+        local = Path(config.model).expanduser().is_dir()
+        maker = {
+            "model": str(Path(config.model).expanduser().resolve()) if local else config.model,
+            "revision": resolved_revision(config.model, config.revision),
+            "variant": config.variant,
+            "reconstruct": config.reconstruct,
+            "patches": [str(folder.resolve()) for folder, _ in patches_of(config)],
+            "patches_sha256": [patch_sha256(folder) for folder, _ in patches_of(config)],
+            "scales": [scale for _, scale in patches_of(config)],
+            "precision": precision_of(config),
+            "device": str(device_of(config)),
+            "low_memory": config.low_memory,
+            "decode_chunk_size": config.decode_chunk_size,
+            "seed": config.seed,
+        }
+    # Where fps, motion and number of frames are each pair's own, those of the first stand for all: see the manifest.
+    sampler = {f"sampler.{name}": value for name, value in asdict(cases[0].settings).items()}
+    manifest = manifest_of(config)
+    data = {"manifest": str(manifest.resolve()), "manifest_sha256": sha256(manifest), "loop": config.loop}
+    truth = {"truth_sha256": sha256(config.truth)} if config.truth else {}
+    recipe: dict[str, Any] = {**maker, **sampler, "fit": config.fit, **data, **truth}
+    recipe = json.loads(json.dumps(recipe))  # as it will be read back
+    return recipe
+
+
+def differing(recipe: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what two evaluations were made with differently."""
+    return sorted(key for key in {*recipe, *other} if recipe.get(key) != other.get(key))
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """The lines of an evaluation's `metrics.jsonl`, by pair; none if there is no such file."""
+    file = folder / METRICS_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {row["id"]: row for row in map(json.loads, lines)}
+
+
+def write_rows(folder: Path, rows: Iterable[Row]) -> None:
+    """Write `metrics.jsonl`, whole."""
+    with replacing(folder / METRICS_FILE) as beside:
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def metrics_of(row: Row) -> dict[str, float]:
+    """The metrics in a line of `metrics.jsonl`, without what else it holds."""
+    return {name: value for name, value in row.items() if name not in ("id", "seconds", "unet_calls", "made_with")}
+
+
+def resume(config: EvaluateConfig, recipe: dict[str, Any]) -> dict[str, Row]:
+    """The rows that are there already, by pair, and are to be kept.
+
+    Raises:
+        ValueError: if something else is there, or an evaluation with other settings that is not to be replaced.
+    """
+    output, file = config.output, config.output / RECIPE_FILE
+    if output.exists() and any(output.iterdir()) and not file.is_file():
+        raise ValueError(f"output={str(output)!r}: something else than an evaluation is there; choose another folder.")
+    rows = {} if config.overwrite else read_rows(output)
+    if rows and (changed := differing(recipe, json.loads(file.read_text(encoding="utf-8")))):
+        raise ValueError(
+            f"output={str(output)!r} was measured with another {', '.join(changed)}; "
+            "choose another folder, or overwrite=true."
+        )
+    return rows
+
+
+def begin(folder: Path, recipe: dict[str, Any]) -> None:
+    """Make the folder one for this recipe; what an earlier evaluation left there goes."""
+    for name in (METRICS_FILE, SUMMARY_FILE, SHEET_FILE, VIDEOS_FOLDER):
+        remove(folder / name)
+    with replacing(folder / RECIPE_FILE) as beside:
+        beside.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,263 @@
+"""Evaluation: what is written, that numbers depend on the pair alone, resuming, what is refused, and comparing two."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trfpp.configs.schema import EvaluateConfig, SamplerOverrides
+from trfpp.data_prep.frames import to_tensor, to_uint8
+from trfpp.data_prep.procedural import write_world
+from trfpp.data_prep.video import open_video
+from trfpp.infer import evaluate as evaluating
+from trfpp.infer.compare import compare
+from trfpp.infer.evaluate import evaluate, table
+from trfpp.infer.metrics import inner_psnr
+from trfpp.trf.base import load_component
+
+SMALL = SamplerOverrides(height=32, width=32, num_inference_steps=2)
+FRAMES = 4
+
+
+def write_pairs(folder, films, **columns):
+    """Films `{id: frames}` as bounded pairs with truth; gives the manifest."""
+    rows = []
+    for number, (name, frames) in enumerate(films.items()):
+        (folder / name / "truth").mkdir(parents=True)
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / name / "truth" / f"{index:05d}.png")
+        Image.fromarray(frames[0]).save(folder / name / "start.png")
+        Image.fromarray(frames[-1]).save(folder / name / "end.png")
+        rows.append(
+            {
+                "id": name, "start": f"{name}/start.png", "end": f"{name}/end.png", "truth": f"{name}/truth",
+                "fps": 5 + number, "motion_bucket_id": 30 * number, "num_frames": len(frames),
+                "video": f"linear-{number:05d}.mp4", **columns,
+            }
+        )  # fmt: skip
+    manifest = folder / "pairs.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Four films with their ground truth, as pairs: the manifest and the truth file."""
+    folder = tmp_path_factory.mktemp("world")
+    truth = write_world(folder / "films", "linear", count=4, seed=1, num_frames=FRAMES, side=32)
+    films = {f"film{n}": open_video(folder / "films" / f"linear-{n:05d}.mp4", 1).read(range(FRAMES)) for n in range(4)}
+    return write_pairs(folder / "pairs", films), truth
+
+
+@pytest.fixture
+def settings(tiny_model, world, tmp_path):
+    """`settings(**changes)` measures the tiny model."""
+
+    def make(**changes):
+        model = {} if "baseline" in changes else {"model": str(tiny_model), "sampler": SMALL}
+        return EvaluateConfig(**{"data": world[0], "output": tmp_path / "out", **model, **changes})
+
+    return make
+
+
+def rows(folder):
+    return {row["id"]: row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+
+
+def test_everything_is_measured_and_written(settings, world):
+    config = settings(truth=world[1], save_videos=True)
+    summary = evaluate(config)
+    assert sorted(path.name for path in config.output.iterdir()) == [
+        "metrics.jsonl", "recipe.json", "sheet.png", "summary.json", "videos",
+    ]  # fmt: skip
+    assert json.loads((config.output / "summary.json").read_text()) == summary
+    assert len(list((config.output / "videos").iterdir())) == 4
+    lines = rows(config.output)
+    assert list(lines) == ["film0", "film1", "film2", "film3"]
+    names = ["inner_psnr", "inner_ssim", "bound_psnr", "motion_ratio", "track_pixels", "track_percent", "disagreement"]
+    assert list(summary["metrics"]) == names
+    for name in names:
+        one = summary["metrics"][name]
+        assert one["mean"] == pytest.approx(np.mean([row[name] for row in lines.values()]), abs=1e-5)
+        assert one["low"] <= one["mean"] <= one["high"]
+        assert f"{one['mean']:.4g}" in table(summary)
+    assert lines["film2"]["made_with"]["fps"] == 7
+    assert lines["film2"]["made_with"]["motion_bucket_id"] == 60
+    assert summary["unet_calls_per_video"] == 2
+    assert summary["seconds"] > 0
+    assert summary["versions"].keys() == {"trfpp", "torch", "diffusers", "peft"}
+    assert summary["settings"]["sampler.num_inference_steps"] == 2
+
+
+def test_batches_and_neighbours_change_nothing(settings, tmp_path):
+    evaluate(settings(batch=4, output=tmp_path / "four"))
+    evaluate(settings(batch=3, output=tmp_path / "three"))
+    evaluate(settings(batch=1, output=tmp_path / "one", pairs=2))
+    four, three, one = (rows(tmp_path / name) for name in ("four", "three", "one"))
+    assert set(one) == {"film0", "film1"}
+    for other in (three, one):
+        for name, row in other.items():
+            for metric in ("inner_psnr", "inner_ssim", "motion_ratio", "disagreement"):
+                assert row[metric] == pytest.approx(four[name][metric], rel=2e-3)
+            assert row["made_with"] == four[name]["made_with"]
+    assert len({row["made_with"]["seed"] for row in four.values()}) == 4
+
+
+def test_an_evaluation_goes_on_where_it_stopped(settings, monkeypatch):
+    measure, measured = evaluating.measure, []
+
+    def interrupted(*args, **kwargs):
+        measured.append(1)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(evaluating, "measure", interrupted)
+    config = settings(batch=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    there = rows(config.output)
+    assert list(there) == ["film0", "film1"]
+    summary = evaluate(config)
+    assert len(measured) == 5
+    assert summary["pairs"] == 4
+    assert {name: rows(config.output)[name] for name in there} == there
+    # Once more, and there is nothing left to do.
+    assert evaluate(config)["metrics"] == summary["metrics"]
+    assert len(measured) == 5
+    assert evaluate(settings(pairs=2))["pairs"] == 2
+    assert len(rows(config.output)) == 4
+
+
+def test_other_settings_need_another_folder(settings, make_patch):
+    config = settings(pairs=1)
+    evaluate(config)
+    before = rows(config.output)
+    for change, name in (
+        ({"seed": 1}, "seed"),
+        ({"sampler": SMALL.model_copy(update={"jump_length": 1})}, "sampler.jump"),
+    ):
+        with pytest.raises(ValueError, match=f"measured with another {name}"):
+            evaluate(settings(pairs=1, **change))
+    assert rows(config.output) == before
+    evaluate(settings(pairs=1, seed=1, overwrite=True))
+    assert rows(config.output) != before
+    (config.output / "recipe.json").unlink()
+    with pytest.raises(ValueError, match="something else than an evaluation"):
+        evaluate(settings(pairs=1, overwrite=True))
+
+
+def test_a_patch_changes_the_numbers_and_is_recorded(settings, make_patch, tmp_path):
+    patch = make_patch(height=32, width=32)
+    none, some = (
+        evaluate(settings(pairs=2, patches=[patch], scales=[scale], output=tmp_path / str(scale)))
+        for scale in (0.0, 1.0)
+    )
+    assert none["metrics"]["inner_psnr"] != some["metrics"]["inner_psnr"]
+    assert some["settings"]["patches"] == [str(patch)]
+    compared = compare(tmp_path / "0.0", tmp_path / "1.0")
+    assert compared.changed == ["scales"]
+    assert compared.metrics["inner_psnr"].pairs == 2
+
+
+@pytest.mark.parametrize("name", ["cross_fade", "flow_warp"])
+def test_a_baseline_needs_no_model_and_keeps_its_bounds(name, settings, world):
+    summary = evaluate(settings(baseline=name, truth=world[1]))
+    assert summary["metrics"]["bound_psnr"]["mean"] == 100
+    assert summary["metrics"]["track_percent"]["mean"] > 5
+    assert summary["settings"]["sampler.height"] == 32  # that of the truth
+    assert "disagreement" not in summary["metrics"]
+
+
+def test_a_loop_has_its_first_frame_at_both_ends(settings, tmp_path):
+    summary = evaluate(settings(loop=True))
+    assert {"seam_gap", "seam_jump"} <= summary["metrics"].keys()
+    still = evaluate(settings(loop=True, baseline="cross_fade", output=tmp_path / "still"))
+    assert still["metrics"]["motion_ratio"]["mean"] == 0
+    assert "seam_gap" not in still["metrics"]  # a still has none
+
+
+def test_reconstruction_is_the_vaes_own(settings, world, tiny_model):
+    config = settings(reconstruct=True, pairs=1, save_videos=False)
+    evaluate(config)
+    vae = load_component(tiny_model, "vae")
+    truth = np.stack([np.asarray(Image.open(f)) for f in sorted((world[0].parent / "film0" / "truth").iterdir())])
+    pixels = to_tensor(truth)
+    copy = vae.decode(vae.encode(pixels).latent_dist.mode(), num_frames=FRAMES).sample
+    assert rows(config.output)["film0"]["inner_psnr"] == pytest.approx(inner_psnr(to_uint8(copy), truth), abs=0.01)
+
+
+def test_unreadable_pairs_are_reported_and_the_rest_goes_on(settings, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (2, FRAMES, 32, 32, 3), dtype=np.uint8)
+    manifest = write_pairs(tmp_path / "pairs", dict(zip(("bad", "good"), frames)))
+    (tmp_path / "pairs" / "bad" / "truth" / "00001.png").write_bytes(b"")
+    config = settings(data=manifest)
+    with pytest.raises(ValueError, match=r"1 of 2 pairs could not be measured:\n  bad: .*00001\.png: not a readable"):
+        evaluate(config)
+    assert list(rows(config.output)) == ["good"]
+    assert json.loads((config.output / "summary.json").read_text())["pairs"] == 1
+
+
+def test_what_cannot_be_measured_is_said_before_weights_are_loaded(settings, world, tmp_path):
+    with pytest.raises(ValueError, match=r"8 frames would be made, but its truth has 4; give sampler\.num_frames=4"):
+        evaluate(settings(sampler=SMALL.model_copy(update={"num_frames": 8})))
+    with pytest.raises(ValueError, match=r"holds no held-out pairs, pairs/pairs\.jsonl"):
+        evaluate(settings(data=tmp_path))
+    with pytest.raises(ValueError, match=r"truth='.*none\.jsonl': cannot be read"):
+        evaluate(settings(truth=tmp_path / "none.jsonl"))
+    with pytest.raises(ValueError, match="no ground truth as"):
+        evaluate(settings(truth=world[0]))
+    other = write_world(tmp_path / "films", "linear", count=1, seed=1, num_frames=FRAMES, side=32, first=9)
+    with pytest.raises(ValueError, match=r"pair film0: its video 'linear-00000.mp4' is not in truth="):
+        evaluate(settings(truth=other))
+    longer = write_world(tmp_path / "longer", "linear", count=4, seed=1, num_frames=6, side=32)
+    with pytest.raises(ValueError, match="pair film0 has 4 frames and its film 6"):
+        evaluate(settings(truth=longer))
+    with pytest.raises(ValueError, match="a video of 48x32 has not the square frame of its film"):
+        evaluate(settings(truth=world[1], sampler=SMALL.model_copy(update={"width": 48})))
+    bare = world[0].parent / "bare.jsonl"
+    bare.write_text('{"id": "film0", "start": "film0/start.png", "end": "film0/end.png"}\n')
+    with pytest.raises(ValueError, match="pair film0 has no truth"):
+        evaluate(settings(data=bare))
+    with pytest.raises(ValueError, match="no model: give model="):
+        evaluate(settings(model="", sampler=SMALL))
+    assert not settings().output.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"baseline": "cross_fade", "model": "m"}, "a baseline needs no model"),
+        ({"baseline": "cross_fade", "reconstruct": True}, "a baseline needs no model"),
+        ({"reconstruct": True, "patches": ["p"]}, "which no patch changes"),
+        ({"scales": [1.0, 2.0]}, "2 scales for 0 patches"),
+    ],
+)
+def test_settings_that_do_not_go_together(change, said):
+    with pytest.raises(ValueError, match=said):
+        EvaluateConfig.model_validate_json(json.dumps({"data": "d", "output": "o", **change}))
+
+
+def test_two_evaluations_are_compared_pair_by_pair(settings, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    evaluate(settings(baseline="cross_fade", output=a, pairs=3))
+    evaluate(settings(baseline="flow_warp", output=b))
+    found = compare(a, b)
+    first, second = rows(a), rows(b)
+    one = found.metrics["inner_psnr"]
+    steps = [second[name]["inner_psnr"] - first[name]["inner_psnr"] for name in first]
+    assert one.contrast.value == pytest.approx(np.mean(steps))
+    assert min(steps) - 1e-9 <= one.contrast.low < one.contrast.value < one.contrast.high <= max(steps) + 1e-9
+    assert (one.pairs, found.left_out, found.changed) == (3, 1, ["baseline"])
+    assert "1 pairs are in one of the two only" in str(found)
+    assert str(found).splitlines()[0].split() == ["metric", "pairs", "a", "b", "b", "-", "a", "[95", "%]"]
+    ratio = compare(a, b, "ratio").metrics["inner_psnr"].contrast.value
+    assert ratio == pytest.approx(one.b.value / one.a.value)
+    assert compare(a, a).metrics["inner_psnr"].contrast == (0, 0, 0)
+
+    evaluate(settings(baseline="flow_warp", output=tmp_path / "c", sampler=SamplerOverrides(height=16, width=16)))
+    with pytest.raises(ValueError, match=r"made as .*32.*16.*measure both alike"):
+        compare(a, tmp_path / "c")
+    with pytest.raises(ValueError, match="no evaluation there"):
+        compare(a, tmp_path)
