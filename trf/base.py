@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .miniature import MINIATURE, miniature_folder
+from .miniature import FOLDER, MINIATURE
 
 COMPONENTS = ("unet", "vae", "image_encoder", "feature_extractor", "scheduler")
 
@@ -23,7 +23,7 @@ def model_location(model: str | Path) -> str:
         ValueError: if `model` looks like a local path but no SVD model lies there.
     """
     if str(model) == MINIATURE:
-        return str(miniature_folder())
+        return str(FOLDER)
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "model_index.json").is_file():

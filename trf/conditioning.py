@@ -35,6 +35,22 @@ def resize_antialiased(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bicubic", align_corners=True)
 
 
+def clip_pixels(images: Tensor, image_encoder: Any, feature_extractor: Any) -> Tensor:
+    """What the image encoder is shown of images in [0, 1]: resized and normalised, `[B, 3, size, size]` float32.
+
+    Args:
+        images: `[B, 3, H, W]` in [0, 1], any size.
+        image_encoder: a `CLIPVisionModelWithProjection`, of which the size is used.
+        feature_extractor: its `CLIPImageProcessor`, of which the normalisation is used.
+    """
+    size = int(image_encoder.config.image_size)
+    # Resized in [-1, 1], where SVD's CLIP branch resizes: bicubic overshoot and reflected borders fall out the same.
+    resized = (resize_antialiased(images.float() * 2 - 1, (size, size)) + 1) / 2
+    mean = resized.new_tensor(feature_extractor.image_mean).view(1, 3, 1, 1)
+    std = resized.new_tensor(feature_extractor.image_std).view(1, 3, 1, 1)
+    return (resized - mean) / std
+
+
 @torch.no_grad()
 def encode_clip(images: Tensor, image_encoder: Any, feature_extractor: Any) -> Tensor:
     """CLIP embedding of images in [0, 1], as the UNet's context: `[B, 1, D]` in the encoder's dtype.
@@ -42,15 +58,11 @@ def encode_clip(images: Tensor, image_encoder: Any, feature_extractor: Any) -> T
     Args:
         images: `[B, 3, H, W]` in [0, 1], any size, on the device the encoder runs on.
         image_encoder: a `CLIPVisionModelWithProjection`.
-        feature_extractor: its `CLIPImageProcessor`, of which the normalisation is used.
+        feature_extractor: its `CLIPImageProcessor`.
     """
-    size = int(image_encoder.config.image_size)
+    pixels = clip_pixels(images, image_encoder, feature_extractor)
     dtype = next(image_encoder.parameters()).dtype
-    # Resized in [-1, 1], where SVD's CLIP branch resizes: bicubic overshoot and reflected borders fall out the same.
-    resized = (resize_antialiased(images.float() * 2 - 1, (size, size)) + 1) / 2
-    mean = resized.new_tensor(feature_extractor.image_mean).view(1, 3, 1, 1)
-    std = resized.new_tensor(feature_extractor.image_std).view(1, 3, 1, 1)
-    return image_encoder(((resized - mean) / std).to(dtype)).image_embeds.unsqueeze(1)
+    return image_encoder(pixels.to(dtype)).image_embeds.unsqueeze(1)
 
 
 @contextmanager

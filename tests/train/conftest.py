@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from trfpp.configs.schema import TrainConfig
 from trfpp.data_prep.dataset import prepare
 from trfpp.data_prep.latents import CacheKey, build_cache, finish_cache
-from trfpp.data_prep.procedural import write_linear_world
+from trfpp.data_prep.procedural import write_world
 
 SETTINGS = {
     "model": "miniature",
@@ -29,8 +29,8 @@ SETTINGS = {
 def dataset(tmp_path_factory):
     """Folder of a dataset of 4-frame clips at 32 x 32, its conditioning cached for the miniature."""
     root = tmp_path_factory.mktemp("train")
-    write_linear_world(root / "videos", count=5, seed=0, num_frames=10, fps=8, size=(32, 32))
-    prepare(root / "videos", root / "data", fps=8, num_frames=4, height=32, width=32, holdout=0.4, progress=False)
+    write_world(root / "videos", "linear", count=5, seed=0, num_frames=10, side=32)
+    prepare(root / "videos", root / "data", fps=None, num_frames=4, height=32, width=32, holdout=0.4, progress=False)
     key = CacheKey(model="miniature")
     build_cache(root / "data", key, progress=False)
     finish_cache(root / "data", key)

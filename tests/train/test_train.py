@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from statistics import median
 
 import pytest
 import torch
@@ -14,16 +15,26 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trfpp.data_prep.dataset import prepare
-from trfpp.data_prep.procedural import write_linear_world
+from trfpp.data_prep.dataset import load_clips, prepare
+from trfpp.data_prep.procedural import write_world
 from trfpp.train.processes import check_processes
-from trfpp.trf.patch import read_card
+from trfpp.trf.patch import read_card, weight_files
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
 
 def weights(folder):
-    return load_file(folder / "adapter_model.safetensors")
+    """Of all adapters of a patch, by names that tell them apart."""
+    files = weight_files(folder).items()
+    return {f"{part}:{key}": value for part, file in files for key, value in load_file(file).items()}
+
+
+def adapter(folder, part=""):
+    return {key: value for key, value in weights(folder).items() if key.startswith(f"{part}:")}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def relative(one, other):
@@ -57,7 +68,7 @@ def test_a_run_leaves_a_patch_a_log_pictures_and_its_settings(config, train_here
     patch = train_here(run)
     card = read_card(patch)
     assert (card.training_steps, card.num_frames, card.height, card.width) == (6, 4, 32, 32)
-    assert card.fps == pytest.approx(8, rel=0.02)
+    assert card.fps == pytest.approx(median(load_clips(run.data, "train")["fps"]), abs=1e-3)
     assert card.motion is not None
     assert card.motion.motion_bucket_median > 0
     assert {"train loss", "validation loss", "validation inner PSNR"} <= card.metrics.keys()
@@ -83,6 +94,97 @@ def test_the_same_seed_gives_the_same_bits_and_validation_moves_nothing(config, 
     other = weights(train_here(config("other", steps=3, seed=1)))
     assert all(torch.equal(plain[key], again[key]) for key in plain)
     assert not any(torch.equal(plain[key], other[key]) for key in plain)
+
+
+@pytest.mark.parametrize("norm", [None, 1e-3])
+def test_two_directions_in_one_run_are_two_runs(config, train_here, norm):
+    """Neither adapter feels the other, not even where the gradient is clipped; up to rounding, for batches differ."""
+    optim = {"max_grad_norm": norm, "eps": 1.0, "lr": 0.1}  # a large eps, or Adam would blow rounding up
+    shared = {"batch_size": 2, "steps": 4, "optim": optim}
+    both = train_here(config("both", direction="both", **shared))
+    alone = {part: weights(train_here(config(part, direction=part, **shared))) for part in ("forward", "backward")}
+    updates = []
+    for part, theirs in alone.items():
+        ours = {key.removeprefix(part): value for key, value in adapter(both, part).items()}
+        updates.append({key: value for key, value in ours.items() if "lora_B" in key})
+        assert ours.keys() == theirs.keys()
+        assert relative(ours, theirs) < 1e-5
+        assert relative(updates[-1], {key: theirs[key] for key in updates[-1]}) < 1e-5
+    assert relative(*updates) > 0.1
+
+
+def test_two_directions_leave_a_patch_with_both_and_a_log_of_each(config, train_here, capsys):
+    run = config(
+        "both",
+        direction="both",
+        gradient_checkpointing=True,
+        validation={"every": 6, "pairs": 1, "num_inference_steps": 1},
+    )
+    patch = train_here(run)
+    card = read_card(patch)
+    assert (card.direction, card.training_steps) == ("both", 6)
+    named = {f"{when} loss{way}" for when in ("train", "validation") for way in ("", " forward", " backward")}
+    assert named <= card.metrics.keys()
+    for when in ("train", "validation"):
+        loss, forward, backward = (card.metrics[f"{when} loss{way}"] for way in ("", " forward", " backward"))
+        assert loss == pytest.approx((forward + backward) / 2, rel=1e-5)
+        assert forward != backward
+    scalars = EventAccumulator(str(run.output / "log")).Reload()
+    assert [event.step for event in scalars.Scalars("train/loss forward")] == [2, 4, 6]
+    said = capsys.readouterr().out
+    assert "both: every clip as filmed for one adapter, and reversed in time for another" in said
+    size = sum(value.numel() for value in adapter(patch, "forward").values())
+    assert f"2 adapters of {size:,} trainable parameters" in said
+    assert size == sum(value.numel() for value in adapter(patch, "backward").values())
+
+
+@pytest.mark.parametrize("direction", ["backward", "both", "either"])
+def test_any_direction_goes_on_to_the_bit(config, train_here, direction):
+    shared = {"direction": direction, "validation": {"every": 2, "pairs": 1, "num_inference_steps": 1}}
+    whole = weights(train_here(config("whole", steps=4, **shared)))
+    train_here(config("parts", steps=2, **shared))
+    assert equal(weights(train_here(config("parts", steps=4, **shared))), whole)
+    assert all(float(value.abs().max()) > 0 for value in whole.values())
+    forward = weights(train_here(config("forward", steps=4)))
+    assert not any(torch.equal(value, forward.get(key, torch.zeros(0))) for key, value in whole.items())
+
+
+def test_validation_samples_each_adapter_on_its_half(config, train_here, monkeypatch):
+    from trfpp.train import validate
+    from trfpp.trf.adapters import active_scales
+
+    seen, real = [], validate.Validator._generate
+
+    def watch(self, pipe, *args):
+        seen.append(active_scales(pipe.unet))
+        return real(self, pipe, *args)
+
+    monkeypatch.setattr(validate.Validator, "_generate", watch)
+    check = {"every": 1, "pairs": 1, "num_inference_steps": 1}
+    for direction in ("forward", "backward", "both"):
+        train_here(config(direction, direction=direction, steps=1, validation=check))
+    assert (
+        seen[::2]
+        == seen[1::2]
+        == [
+            {"default": 1.0},
+            {"default": (0.0, 1.0)},
+            {"default/forward": (1.0, 0.0), "default/backward": (0.0, 1.0)},
+        ]
+    )
+
+
+def test_a_run_of_another_direction_is_not_continued(config, train_here):
+    train_here(config(steps=2))
+    with pytest.raises(ValueError, match=r"direction \(was 'forward', is 'backward'\)"):
+        train_here(config(steps=4, direction="backward"))
+    state = config().output / "checkpoints" / "step-000002" / "state.json"
+    content = json.loads(state.read_text())
+    del content["settings"]["direction"]  # as before there were directions
+    state.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"trained with direction=forward, not backward"):
+        train_here(config(steps=4, direction="backward"))
+    assert read_card(train_here(config(steps=4))).training_steps == 4
 
 
 def test_dropout_is_seeded_by_the_step(config, train_here):
@@ -298,9 +400,9 @@ def test_a_finished_patch_takes_a_new_domain(config, train_here):
 
 
 def test_clips_of_a_size_the_vae_cannot_make_are_refused_before_anything(config, train_here, tmp_path):
-    write_linear_world(tmp_path / "videos", count=2, seed=0, num_frames=10, fps=8, size=(33, 32))
+    write_world(tmp_path / "videos", "linear", count=2, seed=0, num_frames=10, side=32)
     prepare(tmp_path / "videos", tmp_path / "data", fps=8, num_frames=4, height=33, width=32, progress=False)
-    with pytest.raises(ValueError, match=r"clips are 33x32, and this model's VAE needs multiples of 4"):
+    with pytest.raises(ValueError, match=r"clips are 33x32, and this model's VAE needs multiples of 8"):
         train_here(config(data=tmp_path / "data"))
     assert not (tmp_path / "data" / "latents").exists()
 
@@ -339,6 +441,17 @@ def test_two_processes_equal_one_with_twice_the_accumulation(config, train_elsew
     code, _, err = finish(train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true"))
     assert code == 0, err
     assert relative(weights(run.output / "patch"), uninterrupted) <= 1e-5
+
+
+def test_two_processes_train_both_directions(config, train_elsewhere, train_here):
+    run = config("two", gradient_accumulation=1, steps=4, direction="both")
+    code, _, err = finish(train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true"))
+    assert code == 0, err
+    one = train_here(config("one", gradient_accumulation=2, steps=4, direction="both"))
+    assert relative(weights(run.output / "patch"), weights(one)) <= 1e-5
+    names = [f"train loss{way}" for way in ("", " forward", " backward")]
+    ours, theirs = ([read_card(folder).metrics[name] for name in names] for folder in (run.output / "patch", one))
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_both_ranks_hold_the_same_weights(config, train_elsewhere, tmp_path):

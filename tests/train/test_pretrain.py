@@ -1,0 +1,173 @@
+"""The whole pretraining from the command line, at a tiny size: stopped, gone on with, loaded by the pipelines."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from PIL import Image
+
+from trfpp.configs.load import command_line
+from trfpp.configs.pretraining import PretrainConfig
+from trfpp.data_prep.motion import motion_bucket, motion_score
+from trfpp.data_prep.procedural import film
+from trfpp.train.films import CHUNK, FilmShelf
+from trfpp.train.pretrain import pretrain
+from trfpp.trf.pipeline import TimeReversalFusionPipeline
+
+SHELF = dict(seed=2, num_frames=2, side=16)
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process=None, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def settings(folder, *more):
+    return command_line(PretrainConfig, "pretrain", ["smoke", f"output={folder}", *more])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that is sent SIGTERM while the autoencoder trains: its folder, exit status and last words."""
+    folder = tmp_path_factory.mktemp("pretrain") / "run"
+    process = start("-m", "trfpp", "pretrain", "smoke", f"output={folder}")
+    wait_for((folder / "autoencoder.csv").is_file, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    return folder, process.returncode, said, (folder / "model").exists()
+
+
+@pytest.fixture(scope="module")
+def run(stopped):
+    """The same command again, to its end: its folder and what it said."""
+    folder = stopped[0]
+    process = start("-m", "trfpp", "pretrain", "smoke", f"output={folder}")
+    said, wrong = process.communicate(timeout=240)
+    assert process.returncode == 0, wrong
+    return folder, said
+
+
+def test_a_signal_ends_the_run_with_its_status_and_one_sentence(stopped):
+    _, status, said, made = stopped
+    assert status == 128 + signal.SIGTERM
+    sentences = [line for line in said.splitlines() if line.startswith("trfpp pretrain:")]
+    assert len(sentences) == 1
+    assert "run the same command again" in sentences[0]
+    assert "Traceback" not in said
+    assert not made
+
+
+def test_the_run_goes_on_and_leaves_model_curves_and_appraisal(run):
+    folder, said = run
+    assert f"model: {folder / 'model'}" in said
+    for stage, steps in (("autoencoder", 20), ("image_encoder", 10), ("unet", 20)):
+        lines = (folder / f"{stage}.csv").read_text().splitlines()
+        assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(5, steps + 1, 5))
+    names = {"appraisal.json", "reconstructions.png", "samples.png", "conditioning.png", "curves.png"}
+    assert {path.name for path in (folder / "appraisal").iterdir()} == names
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+
+
+def test_the_model_runs_in_diffusers_and_in_time_reversal_fusion(run):
+    model = run[0] / "model"
+    shown = film("base", 0, 500, 6, 32).frames
+    first, last = Image.fromarray(shown[0]), Image.fromarray(shown[-1])
+    plain = StableVideoDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+    plain.set_progress_bar_config(disable=True)
+    made = plain(first, height=32, width=32, num_inference_steps=2, output_type="np").frames
+    assert np.asarray(made).shape == (1, 6, 32, 32, 3)
+    fused = TimeReversalFusionPipeline.from_pretrained(model)
+    fused.set_progress_bar_config(disable=True)
+    frames = fused(first, last, num_inference_steps=2, output_type="np").frames
+    assert frames.shape == (1, 6, 32, 32, 3)
+    assert np.isfinite(frames).all()
+
+
+def test_a_second_call_does_nothing(run):
+    folder = run[0]
+
+    def content():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "settings.json"}
+
+    before = content()
+    assert pretrain(settings(folder)) == folder / "model"
+    assert content() == before
+
+
+def test_a_run_with_other_settings_is_refused(run):
+    with pytest.raises(ValueError, match=r"a run with another seed, unet lies there; restore the settings or choose"):
+        pretrain(settings(run[0], "seed=1", "unet.lr=1e-5"))
+    pretrain(settings(run[0], "render_workers=1", "checkpoint_every=5"))  # these shape nothing
+
+
+def test_checkpoints_must_fall_on_lines_of_the_curve(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_every=7 is no multiple of log_every=5"):
+        settings(tmp_path, "checkpoint_every=7")
+
+
+def test_films_are_rendered_once_and_are_those_of_the_worlds(tmp_path):
+    def shelf(count=CHUNK + 6):
+        return FilmShelf(tmp_path / "films", ("linear", "control"), count, workers=1, **SHELF)
+
+    rendering = shelf()
+    films = rendering.take(CHUNK + 6)
+    rendering.close()
+    assert films.frames.shape == (CHUNK + 6, 2, 16, 16, 3)
+    for index in (0, 1, CHUNK + 5):
+        shown = film(("linear", "control")[index % 2], SHELF["seed"], index, SHELF["num_frames"], SHELF["side"])
+        assert np.array_equal(films.frames[index].numpy(), shown.frames)
+        assert films.fps[index] == shown.fps
+        assert float(films.motion_bucket[index]) == pytest.approx(
+            motion_bucket(motion_score(shown.frames, shown.fps)), rel=1e-5
+        )
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "films").iterdir()}
+    assert torch.equal(shelf().take(CHUNK).frames, films.frames[:CHUNK])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "films").iterdir()} == files
+
+
+def test_a_killed_rendering_goes_on_and_leaves_no_process(tmp_path):
+    folder, count = tmp_path / "films", 3 * CHUNK
+    script = tmp_path / "render.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from trfpp.train.films import FilmShelf\n"
+        "if __name__ == '__main__':\n"
+        f"    FilmShelf(Path({str(folder)!r}), ('control',), {count}, workers=1, **{SHELF!r}).take({count})\n"
+    )
+    process = start(str(script))
+    wait_for(lambda: list(folder.glob("films-*")), process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    there = {path: path.stat().st_mtime_ns for path in folder.glob("films-*")}
+
+    again = FilmShelf(folder, ("control",), count, workers=1, **SHELF)
+    films = again.take(count)
+    again.close()
+    assert len(films.frames) == count
+    for index in range(0, count, 31):
+        shown = film("control", SHELF["seed"], index, SHELF["num_frames"], SHELF["side"])
+        assert np.array_equal(films.frames[index].numpy(), shown.frames)
+    assert there.items() <= {path: path.stat().st_mtime_ns for path in folder.iterdir()}.items()

@@ -1,0 +1,136 @@
+"""Fine-tuning of all weights of the UNet, one UNet each way: what a patch is measured against.
+
+The clips, draws and batches are those of a patch of direction `both`, and so is the loss; only what is trained differs.
+
+model/                          a diffusers folder: `unet/` of the forward half, `unet_backward/` of the backward one
+forward.csv, backward.csv       the curves
+settings.json                   what a run must have to go on here
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from ..data_prep.latents import find_cache
+from ..trf.base import COMPONENTS, load_component
+from ..trf.device import best_device
+from ..trf.replace import remove, replacing
+from ..trf.two_unets import BACKWARD_FOLDER
+from .base import denoising
+from .data import RankOrder, Sample, collate
+from .loop import binding_settings, make_samples
+from .plan import make_plan
+from .stage import StageSettings, fit
+
+if TYPE_CHECKING:
+    from ..configs.schema import TrainConfig
+
+MODEL_FOLDER = "model"
+SETTINGS_FILE = "settings.json"
+Way = Literal["forward", "backward"]
+ONLY = {"direction": "both", "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "no"}
+ONLY_OPTIM = {"name": "adamw", "schedule": "cosine"}
+"""All there is here of some settings; it is asked for so that none is ignored."""
+
+
+def fine_tune(config: TrainConfig) -> Path:
+    """Train both UNets, the forward one first; running it again goes on where it stopped.
+
+    Args:
+        config: as for a patch. What concerns the adapter, the card, validation and old checkpoints has no meaning here.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        ValueError: for settings that cannot work, a dataset that is not cached, or an output made with others.
+        StageStopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    for name, value, only in (
+        *((name, getattr(config, name), only) for name, only in ONLY.items()),
+        *((f"optim.{name}", getattr(config.optim, name), only) for name, only in ONLY_OPTIM.items()),
+    ):
+        if value != only:
+            raise ValueError(f"{name}={value}: fine-tuning all weights knows {only} only.")
+    cache = config.cache or find_cache(config.data, config.model, config.revision)
+    if cache is None:
+        raise ValueError(f"data={str(config.data)!r}: not cached for {config.model}; run trfpp cache first.")
+    folder = config.output / MODEL_FOLDER
+    _bind(config)
+    if folder.is_dir():
+        return folder
+    device = best_device(None)
+    unets = {}
+    for way in get_args(Way):
+        unets[way] = load_component(config.model, "unet", revision=config.revision, variant=config.variant).to(device)
+        unets[way].train()
+        losses = denoising(unets[way], Batches(config, cache, way, device), autocast=None)
+        fit(way, [unets[way]], losses, _stage(config), config.output)
+    _save(config, folder, **{way: unet.eval().cpu() for way, unet in unets.items()})
+    for checkpoint in config.output.glob("*.checkpoint.safetensors"):
+        remove(checkpoint)
+    return folder
+
+
+class Batches:
+    """The batch of a step, all of whose rows run one way: what an adapter of that way sees in that step."""
+
+    def __init__(self, config: TrainConfig, cache: Path, way: Way, device: torch.device) -> None:
+        self.samples = make_samples(config.model_copy(update={"direction": way}), cache, "train")
+        self.batch_size = config.batch_size
+        self.device = device
+
+    def __call__(self, step: int) -> Sample:
+        """The batch, on the device."""
+        order = RankOrder(
+            start=step, stop=step + 1, batch_size=self.batch_size, accumulation=1, rank=0, num_processes=1
+        )
+        return collate(self.samples.__getitems__(list(order))).to(self.device)
+
+
+def _stage(config: TrainConfig) -> StageSettings:
+    optim = config.optim
+    return StageSettings(
+        steps=config.steps,
+        lr=optim.lr,
+        warmup_steps=optim.warmup_steps,
+        weight_decay=optim.weight_decay,
+        max_grad_norm=math.inf if optim.max_grad_norm is None else optim.max_grad_norm,
+        checkpoint_every=config.checkpoint.every,
+        log_every=config.log_every,
+    )
+
+
+def _bind(config: TrainConfig) -> None:
+    """Keep what decides the weights; a run with anything else does not go on in this folder."""
+    own: dict[str, Any] = {**binding_settings(config, make_plan(config, 1)), "steps": config.steps}
+    own = json.loads(json.dumps({name: value for name, value in own.items() if not name.startswith("lora.")}))
+    file = config.output / SETTINGS_FILE
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if differing := sorted(name for name in own.keys() | before.keys() if own.get(name) != before.get(name)):
+            raise ValueError(
+                f"output={str(config.output)!r}: made with another {', '.join(differing)}; restore them or choose "
+                "another output."
+            )
+    config.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(config: TrainConfig, folder: Path, forward: Any, backward: Any) -> None:
+    """A stock pipeline's folder with the forward UNet, and the backward UNet beside it."""
+    from diffusers import StableVideoDiffusionPipeline
+
+    others = {
+        name: load_component(config.model, name, revision=config.revision, variant=config.variant)
+        for name in COMPONENTS
+        if name != "unet"
+    }
+    with replacing(folder) as beside:
+        StableVideoDiffusionPipeline(unet=forward, **others).save_pretrained(beside)
+        backward.save_pretrained(beside / BACKWARD_FOLDER)
