@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 # mypy names modules after folders, and a checkout may be called anything: it gets a tree of links called trfpp.
-PACKAGE := $(wildcard *.py) configs data_prep infer train trf
+PACKAGE := $(wildcard *.py) configs data_prep infer study train trf
 
 .PHONY: quickstart test check install wheel clean
 quickstart: $(INSTALLED)

@@ -9,12 +9,17 @@ from importlib import import_module
 from .version import __version__
 
 COMMANDS = {
-    "quickstart": "the whole job on the built-in miniature: clips, patch, videos, export",
+    "quickstart": "the whole job on the built-in miniature: films, patch, what it gains, export",
     "prep": "cut videos and image sequences into a dataset of clips",
     "cache": "precompute what VAE and CLIP say of a dataset",
     "train": "fit a LoRA patch (also: accelerate launch -m trfpp.train CONFIG)",
     "infer": "generate between two frames, a loop, or a manifest of pairs",
+    "evaluate": "measure a model, a patch or a baseline on held-out pairs",
+    "compare": "set two evaluations against each other",
     "export": "write a patch for another tool, and check it",
+    "worlds": "make procedural films with known ground truth",
+    "pretrain": "build a miniature SVD from nothing",
+    "study": "show in numbers what patches do: films, patches, evaluations, a report",
 }
 
 HELP = f"""trfpp {__version__}: domain patches for Time-Reversal Fusion with Stable Video Diffusion

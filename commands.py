@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .configs import schema
+from .configs import pretraining, schema, studying
 from .configs.entry import run as run_work
 
 
@@ -90,6 +91,68 @@ def _export(config: schema.ExportConfig) -> None:
     print(f"exported and checked: {made}")
 
 
+def _pretrain(config: pretraining.PretrainConfig) -> int:
+    from .train.pretrain import pretrain
+    from .train.stage import StageStopped
+    from .trf.base import hide_loading_bars
+
+    hide_loading_bars()
+    try:
+        model = pretrain(config)
+    except StageStopped as stopped:
+        keep_settings(config, config.output, "pretrain")
+        print(
+            "trfpp pretrain: stopped, and a checkpoint written; run the same command again to go on.", file=sys.stderr
+        )
+        return 128 + stopped.number
+    keep_settings(config, config.output, "pretrain")
+    print(f"model: {model}; use it as model={model}")
+    return 0
+
+
+def _study(config: studying.StudyConfig) -> None:
+    from .study.runs import listing, study
+    from .trf.base import hide_loading_bars
+
+    hide_loading_bars()
+    if config.dry_run:
+        print(listing(config))
+        return
+    keep_settings(config, config.output, "study")
+    study(config)
+
+
+def _worlds(config: schema.WorldsConfig) -> None:
+    from .data_prep.procedural import TRUTH_FILE, write_world
+
+    there = config.output.exists() and any(config.output.iterdir())
+    if there and not (config.overwrite and (config.output / TRUTH_FILE).is_file()):
+        hint = "films are there; replace them with overwrite=true" if (config.output / TRUTH_FILE).is_file() else ""
+        raise ValueError(f"output={str(config.output)!r}: {hint or 'something else is there; choose another folder'}.")
+    names = ("world", "count", "seed", "num_frames", "first")
+    truth = write_world(config.output, **{name: getattr(config, name) for name in names}, side=config.size)
+    keep_settings(config, config.output, "worlds")
+    shape = f"num_frames={config.num_frames} height={config.size} width={config.size}"
+    print(f"{config.count} films, where everything is in them: {truth}")
+    print(f"to train on them:    trfpp prep worlds source={config.output} output=... {shape}")
+    print(f"to evaluate on them: trfpp prep worlds source={config.output} output=... {shape} holdout=1")
+
+
+def _evaluate(config: schema.EvaluateConfig) -> None:
+    from .infer.evaluate import evaluate, table
+    from .trf.base import hide_loading_bars
+
+    hide_loading_bars()
+    print(table(evaluate(config)))
+    keep_settings(config, config.output, "evaluate")
+
+
+def _compare(config: schema.CompareConfig) -> None:
+    from .infer.compare import compare
+
+    print(compare(config.a, config.b, config.contrast, config.seed))
+
+
 def _quickstart(config: schema.QuickstartConfig) -> None:
     from .quickstart import quickstart
     from .trf.base import hide_loading_bars
@@ -99,10 +162,15 @@ def _quickstart(config: schema.QuickstartConfig) -> None:
     quickstart(config)
 
 
-_COMMANDS: dict[str, tuple[type[schema.Settings], Callable[[Any], None]]] = {
+_COMMANDS: dict[str, tuple[type[schema.Settings], Callable[[Any], int | None]]] = {
     "quickstart": (schema.QuickstartConfig, _quickstart),
     "prep": (schema.PrepConfig, _prep),
     "cache": (schema.CacheConfig, _cache),
     "infer": (schema.InferConfig, _infer),
+    "evaluate": (schema.EvaluateConfig, _evaluate),
+    "compare": (schema.CompareConfig, _compare),
     "export": (schema.ExportConfig, _export),
+    "worlds": (schema.WorldsConfig, _worlds),
+    "pretrain": (pretraining.PretrainConfig, _pretrain),
+    "study": (studying.StudyConfig, _study),
 }

@@ -1,4 +1,4 @@
-"""The whole job on the miniature, in minutes on two CPU cores: clips, patch, videos with and without it, export."""
+"""The whole job on the miniature, in minutes on two CPU cores: films, a patch, and what it gains, measured; export."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 
 from .configs.schema import (
     CheckpointSettings,
+    EvaluateConfig,
     ExportConfig,
     InferConfig,
+    LoraSettings,
     OptimSettings,
     QuickstartConfig,
     SamplerOverrides,
@@ -19,17 +21,21 @@ from .configs.schema import (
 from .data_prep.bounds import PAIRS_FOLDER, Pair, read_manifest, write_pairs
 from .data_prep.dataset import prepare
 from .data_prep.frames import load_image
-from .data_prep.procedural import write_linear_world
+from .data_prep.procedural import TRUTH_FILE, write_world
+from .infer.compare import compare
+from .infer.evaluate import evaluate
 from .infer.export import export
 from .infer.generate import generate
 from .infer.sheets import contact_sheet
 from .train.loop import train
-from .trf.replace import replacing
 
 MODEL = "miniature"
-SIZE = 64
-FRAMES = 12
-FPS = 8.0
+WORLD = "linear"
+CLIPS = 96
+HELD_OUT = 100_000
+"""Number of the first film that is kept from training."""
+SAMPLER = SamplerOverrides(num_inference_steps=26, max_guidance_scale=1.0)
+"""Few steps without guidance: a quarter of the UNet's work, and on the miniature no worse."""
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Path]:
@@ -39,48 +45,60 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
         What was made, by name.
     """
     root = config.output
-    _say(1, "clips: things that travel along their front, written as video files and cut as real footage would be")
-    videos = root / "videos"
-    if not videos.exists():
-        with replacing(videos) as beside:
-            beside.mkdir(parents=True)
-            write_linear_world(
-                beside, count=24, seed=config.seed, num_frames=2 * FRAMES + 1, fps=FPS, size=(SIZE, SIZE)
-            )
-    report = prepare(videos, root / "data", fps=FPS, num_frames=FRAMES, height=SIZE, width=SIZE, holdout=0.5)
-    print(report.summary())
-    pair = read_manifest(write_pairs(root / "data", root / "data" / PAIRS_FOLDER))[0]
+    _say(1, "films: things that travel along their front, written as video files and cut as real footage would be")
+    training = _films(root / "films", root / "data", first=0, count=CLIPS, seed=config.seed, holdout=0.0)
+    held_out = _films(
+        root / "held_out", root / "pairs", first=HELD_OUT, count=config.pairs, seed=config.seed, holdout=1.0
+    )
+    pairs = read_manifest(write_pairs(held_out, held_out / PAIRS_FOLDER))
 
-    _say(2, f"a LoRA patch for the {MODEL}, {config.steps} steps")
+    _say(2, f"a patch for the {MODEL}: one adapter for either direction of time, {config.steps} steps")
     patch = train(
         TrainConfig(
             model=MODEL,
-            data=root / "data",
+            data=training,
             output=root / "train",
-            domain="a textured thing that travels along its front",
+            domain="a thing that travels along its front",
+            direction="both",
             steps=config.steps,
+            batch_size=4,
             seed=config.seed,
             loader_workers=0,
-            optim=OptimSettings(lr=1e-3, warmup_steps=10, schedule="cosine"),
+            lora=LoraSettings(targets="all", rank=16, alpha=16),
+            optim=OptimSettings(lr=2e-3, warmup_steps=10, schedule="cosine"),
             checkpoint=CheckpointSettings(every=50, keep=1),
             validation=ValidationSettings(every=0),
         )
     )
 
-    _say(3, "from the first to the last frame of a held-out clip, without and with the patch")
-    base = _generate(pair, root / "base", [])
-    patched = _generate(pair, root / "patched", [patch])
-    sheet = root / "contact_sheet.png"
-    _draw(pair, base, patched, sheet)
+    _say(3, f"what it gains: {len(pairs)} held-out pairs, with and without it")
+    for name, patches in (("base", []), ("patched", [patch])):
+        evaluate(
+            EvaluateConfig(
+                model=MODEL,
+                data=held_out,
+                truth=root / "held_out" / TRUTH_FILE,
+                output=root / name,
+                patches=patches,
+                sampler=SAMPLER,
+                seed=config.seed,
+            )
+        )
+    gained = compare(root / "base", root / "patched")
+    print(f"\n{gained}")
 
-    _say(4, "an export for other tools, read back and checked")
-    exported = export(
-        ExportConfig(patch=patch, output=root / "patch.safetensors", format="diffusers", model=MODEL, overwrite=True)
-    )
+    _say(4, "one of them as a video, and an export for other tools, read back and checked")
+    videos = {
+        name: _generate(pairs[0], root / f"video_{name}", patches)
+        for name, patches in (("base", []), ("patched", [patch]))
+    }
+    sheet = root / "contact_sheet.png"
+    _draw(pairs[0], videos, sheet)
+    exported = export(ExportConfig(patch=patch, output=root / "peft", format="peft", model=MODEL, overwrite=True))
     made = {
         "patch": patch,
-        "base video": base / "video.mp4",
-        "patched video": patched / "video.mp4",
+        "base video": videos["base"] / "video.mp4",
+        "patched video": videos["patched"] / "video.mp4",
         "contact sheet": sheet,
         "TensorBoard log": root / "train" / "log",
         "export": exported,
@@ -88,8 +106,11 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
     print("\nMade:")
     for name, path in made.items():
         print(f"  {name:<16} {path}")
+    psnr, track = gained.metrics["inner_psnr"].contrast, gained.metrics["track_pixels"]
     print(
-        "\nThe miniature's weights are random, so its pictures are noise: the steps are real, the model is not.\n"
+        f"\nThe patch brought the frames between the bounds {psnr.value:+.2f} dB closer to the truth (95 % interval "
+        f"{psnr.low:+.2f} to {psnr.high:+.2f}),\nand the thing in them from {track.a.value:.1f} to {track.b.value:.1f} "
+        f"pixels off its true way, in frames of 64 x 64.\n"
         f"Look at the log with: tensorboard --logdir {root / 'train'}"
     )
     return made
@@ -99,14 +120,19 @@ def _say(number: int, what: str) -> None:
     print(f"\n[{number}/4] {what}", flush=True)
 
 
+def _films(films: Path, data: Path, *, first: int, count: int, seed: int, holdout: float) -> Path:
+    if not films.exists():
+        write_world(films, WORLD, count=count, seed=seed, first=first)
+    report = prepare(films, data, fps=None, num_frames=12, height=64, width=64, holdout=holdout, cut_threshold=255.0)
+    print(report.summary())
+    return data
+
+
 def _generate(pair: Pair, output: Path, patches: list[Path]) -> Path:
-    sampler = SamplerOverrides(
-        height=SIZE,
-        width=SIZE,
-        num_frames=FRAMES,
-        fps=pair.fps,
-        motion_bucket_id=pair.motion_bucket_id,
-        num_inference_steps=30,
+    sampler = SAMPLER.model_copy(
+        update=dict(
+            height=64, width=64, num_frames=pair.num_frames, fps=pair.fps, motion_bucket_id=pair.motion_bucket_id
+        )
     )
     (folder,) = generate(
         InferConfig(model=MODEL, start=pair.start, end=pair.end, output=output, patches=patches, sampler=sampler)
@@ -114,17 +140,17 @@ def _generate(pair: Pair, output: Path, patches: list[Path]) -> Path:
     return folder
 
 
-def _draw(pair: Pair, base: Path, patched: Path, sheet: Path) -> None:
-    def frames(folder: Path) -> np.ndarray:
-        return np.stack([np.asarray(load_image(file)) for file in sorted(folder.glob("*.png"))])
-
+def _draw(pair: Pair, videos: dict[str, Path], sheet: Path) -> None:
     assert pair.truth is not None
-    truth = frames(pair.truth)
+    truth = _frames(pair.truth)
     columns = {
         "start": truth[:1],
-        "base": frames(base / "frames"),
-        "patched": frames(patched / "frames"),
+        **{name: _frames(folder / "frames") for name, folder in videos.items()},
         "ground truth": truth,
         "end": truth[-1:],
     }
     contact_sheet(columns, rows=6).save(sheet)
+
+
+def _frames(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(load_image(file)) for file in sorted(folder.glob("*.png"))])

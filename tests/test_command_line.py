@@ -13,15 +13,20 @@ from accelerate.commands.config import load_config_from_file
 import trfpp
 from trfpp.__main__ import COMMANDS, main
 from trfpp.configs.load import SettingsError, command_line, recipes
+from trfpp.configs.pretraining import PretrainConfig
 from trfpp.configs.schema import (
     CacheConfig,
+    CompareConfig,
+    EvaluateConfig,
     ExportConfig,
     InferConfig,
     PrepConfig,
     QuickstartConfig,
     Settings,
     TrainConfig,
+    WorldsConfig,
 )
+from trfpp.configs.studying import StudyConfig
 
 ROOT = Path(trfpp.__file__).parent
 MODELS = {
@@ -29,13 +34,21 @@ MODELS = {
     "cache": CacheConfig,
     "train": TrainConfig,
     "infer": InferConfig,
+    "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "export": ExportConfig,
+    "worlds": WorldsConfig,
     "quickstart": QuickstartConfig,
+    "pretrain": PretrainConfig,
+    "study": StudyConfig,
 }
 NEEDED = {
     "prep": ["source=s", "output=o"],
     "train": ["model=m", "data=d", "output=o"],
     "infer": ["output=o", "loop=i.png"],
+    "worlds": ["world=linear", "output=o"],
+    "pretrain": ["output=o"],
+    "study": ["output=o"],
 }
 
 
@@ -85,7 +98,9 @@ def test_every_command_is_listed():
     assert set(COMMANDS) == set(MODELS)
 
 
-@pytest.mark.parametrize(("command", "name"), [(c, n) for c in ("prep", "train", "infer") for n in recipes(c)])
+@pytest.mark.parametrize(
+    ("command", "name"), [(c, n) for c in ("prep", "train", "infer", "worlds") for n in recipes(c)]
+)
 def test_every_shipped_recipe_is_valid(command, name):
     settings = parse(command, name, *NEEDED[command])
     said = yaml.safe_load(recipes(command)[name].read_text())
@@ -205,6 +220,34 @@ def test_infer_wants_one_kind_of_input(words, said):
     with pytest.raises(SettingsError) as error:
         parse("infer", "output=o", *words)
     assert said in str(error.value)
+
+
+def test_films_are_made_prepared_evaluated_and_compared(tmp_path, capsys):
+    """Procedural films from the command line to a table, along the way that the commands themselves point out."""
+    films, data = tmp_path / "films", tmp_path / "data"
+    worlds = ["worlds", "world=control", f"output={films}", "count=3", "num_frames=5", "size=32"]
+    assert main(worlds) == 0
+    said = re.search(r"to evaluate on them: trfpp (.*)", capsys.readouterr().out)[1]
+    assert main(worlds) == 2
+    assert "replace them with overwrite=true" in capsys.readouterr().err
+    assert main([*worlds, "seed=1", "overwrite=true"]) == 0
+    assert main(shlex.split(said.replace("output=...", f"output={data}"))) == 0
+    for baseline in ("cross_fade", "flow_warp"):
+        words = [f"data={data}", f"output={tmp_path / baseline}", f"truth={films / 'truth.jsonl'}"]
+        assert main(["evaluate", *words, f"baseline={baseline}"]) == 0
+    assert (tmp_path / "cross_fade" / "evaluate.yaml").is_file()
+    capsys.readouterr()
+    assert main(["compare", f"a={tmp_path / 'cross_fade'}", f"b={tmp_path / 'flow_warp'}"]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"^track_percent +3 ", table, flags=re.MULTILINE)
+    assert "settings that differ: baseline" in table
+
+
+def test_films_do_not_replace_other_things(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years")
+    assert main(["worlds", "world=control", f"output={tmp_path}", "count=1", "overwrite=true"]) == 2
+    assert "something else is there" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "years"
 
 
 def test_the_record_of_a_result_is_a_config(tmp_path):

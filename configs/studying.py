@@ -1,0 +1,101 @@
+"""The settings of `trfpp study`, apart from the rest: only who repeats the study needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .schema import LoraSettings, OptimSettings, Positive, SamplerOverrides, Settings
+
+Domain = Literal["linear", "views", "loop", "irreversible", "control"]
+Targets = Literal["temporal", "spatial", "all", "motion"]
+
+
+class PatchTraining(Settings):
+    """How every patch is trained."""
+
+    steps: Positive = 500
+    """Optimizer steps."""
+    batch_size: Positive = 4
+    """Clips a step; a patch for both directions sees each of them both ways."""
+    lora: LoraSettings = LoraSettings(targets="all", rank=16, alpha=16)
+    """The adapter."""
+    optim: OptimSettings = OptimSettings(lr=2e-3, schedule="cosine", warmup_steps=30)
+    """The optimizer and its schedule."""
+    seed: int = 0
+    """Of the initial weights, the order of clips and every draw."""
+
+
+class FullTraining(Settings):
+    """How all weights are fine-tuned, on the same clips in the same order and batches."""
+
+    steps: Positive = 500
+    """Optimizer steps."""
+    optim: OptimSettings = OptimSettings(lr=2e-4, schedule="cosine", warmup_steps=30)
+    """The optimizer; adamw along a cosine."""
+
+
+class Sweeps(Settings):
+    """One setting at a time, from the pair of adapters that every domain gets."""
+
+    worlds: list[Domain] = Field(default=["linear"])
+    """Domains that are swept; none leaves the sweeps out."""
+    pairs: Positive | None = None
+    """Held-out pairs of a sweep's points, the first ones; as many as everywhere by default."""
+    scales: list[Annotated[float, Field(ge=0)]] = Field(default=[0, 0.25, 0.5, 0.75, 1, 1.25, 1.5])
+    """Strengths of the patch; 0 is the base."""
+    targets: list[Targets] = Field(default=["temporal", "spatial", "all", "motion"])
+    """What the adapter acts on."""
+    ranks: list[Positive] = Field(default=[4, 16, 64])
+    """Ranks of the update; alpha / rank stays."""
+    clips: list[Positive] = Field(default=[8, 32, 128, 512])
+    """Numbers of training clips, the first ones."""
+    factors: list[Annotated[float, Field(gt=0)]] = Field(default=[0.5, 0.7, 1, 1.4, 2])
+    """What the sampler is told, over what was measured: of the fps, and of the motion bucket (255 at most)."""
+
+
+class StudyConfig(Settings):
+    """Prove in numbers what a domain patch does: films, patches, evaluations, and a report of what is done so far."""
+
+    output: Path
+    """Folder of everything made. Run the same command again to go on."""
+    model: str = "miniature"
+    """Base model: `miniature`, a local diffusers folder, or a hub id."""
+    worlds: list[Domain] = Field(default=["linear", "views", "loop", "irreversible", "control"])
+    """Domains, the most telling first."""
+    train_films: Positive = 512
+    """Films that a domain's patches are trained on."""
+    pairs: Positive = 64
+    """Films held out of each domain, of which the bounds are given and the rest is compared."""
+    num_frames: Annotated[int, Field(ge=3)] = 12
+    """Frames of a film."""
+    size: Annotated[int, Field(ge=16, multiple_of=2)] = 64
+    """Pixels of the side of the square frames."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Of the films."""
+    patch: PatchTraining = PatchTraining()
+    """How every patch is trained."""
+    full: FullTraining | None = FullTraining()
+    """How all weights are fine-tuned, as an upper bound; null leaves it out."""
+    sampler: SamplerOverrides = SamplerOverrides(num_inference_steps=30, max_guidance_scale=1)
+    """The sampler, the same for all methods; fps and motion bucket are each pair's own."""
+    sampling_seed: int = 42
+    """Of every draw of the sampler; all methods start a pair from the same noise."""
+    batch: Positive = 8
+    """Pairs sampled at a time; results do not depend on it."""
+    forgetting: bool = True
+    """Measure each patch on the base world too."""
+    sweeps: Sweeps = Sweeps()
+    """One setting at a time."""
+    sheets: Annotated[int, Field(ge=0)] = 2
+    """Contact sheets of each domain in the report, one a pair."""
+    only: list[str] = Field(default_factory=list)
+    """Patterns of names, such as eval/linear-*: do these runs and what they need; all by default."""
+    hours: Annotated[float, Field(ge=0)] | None = None
+    """Start no further run after so long; 0 writes the report only."""
+    report: Path | None = None
+    """Folder of report.md and its figures; by default `report` in the output folder."""
+    dry_run: bool = False
+    """Print the runs with what they need and cost, and stop."""

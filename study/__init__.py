@@ -1,0 +1,1 @@
+"""`trfpp study`: what a domain patch does, measured with the commands that everybody has."""

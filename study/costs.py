@@ -1,0 +1,56 @@
+"""What a run costs, in seconds, roughly: measured for the miniature (12 frames of 64 x 64) on two CPU cores.
+
+The study corrects these by what its own runs have taken.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..configs.schema import SamplerOverrides
+from ..trf.schedule import count, trf_plan
+from ..trf.settings import SamplerSettings
+
+Maker = Literal["baseline", "reconstruct", "sample"]
+
+START = 4.0
+"""Loading models and data."""
+FILM, CLIP, CACHED = 0.04, 0.15, 0.35
+"""Rendering a film, cutting it, encoding it."""
+UNET_ROW = 0.05
+"""One UNet forward, a row of the batch."""
+TRAINED_ROW, FULL_ROW = 0.13, 0.18
+"""One forward and backward, a row of the batch: with a patch, and of all weights."""
+CODED, MEASURED = 0.4, 0.25
+"""Encoding or decoding a video, and all metrics of it."""
+
+
+def of_films(films: int) -> float:
+    """Rendering and writing films."""
+    return films * FILM
+
+
+def of_prep(films: int) -> float:
+    """Cutting films into a dataset."""
+    return START + films * CLIP
+
+
+def of_cache(clips: int) -> float:
+    """Encoding a dataset's clips."""
+    return START + clips * CACHED
+
+
+def of_training(steps: int, rows: int, *, full: bool) -> float:
+    """A training of so many rows a step, of a patch or of all weights."""
+    return START + steps * rows * (FULL_ROW if full else TRAINED_ROW)
+
+
+def of_evaluation(pairs: int, maker: Maker, sampler: SamplerOverrides) -> float:
+    """Making and measuring pairs."""
+    settings = SamplerSettings(**sampler.model_dump(exclude_none=True))
+    iterations = trf_plan(
+        settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
+    )
+    rows = 4 if settings.max_guidance_scale > 1 else 2
+    made = {"baseline": 0, "reconstruct": 2 * CODED, "sample": CODED + rows * UNET_ROW * count(iterations, "denoise")}
+    return START + pairs * (MEASURED + made[maker])

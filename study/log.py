@@ -1,0 +1,43 @@
+"""What became of each run: `study.jsonl`, a line a run, to tell how long others will take and what failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .plan import Run
+
+LOG_FILE = "study.jsonl"
+
+
+def read_log(output: Path) -> list[dict[str, Any]]:
+    """All lines, oldest first: `name`, `kind`, `seconds`, `expected` seconds, and `error` of a run that failed."""
+    file = output / LOG_FILE
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def add_line(output: Path, run: Run, seconds: float, error: str | None) -> None:
+    """Write down what became of a run."""
+    line = {"name": run.name, "kind": run.kind, "seconds": round(seconds, 2), "expected": round(run.seconds, 2)}
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / LOG_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line | ({"error": error} if error else {})) + "\n")
+
+
+def expected(output: Path, runs: Iterable[Run]) -> float:
+    """Seconds that runs will take, from what runs of their kind took so far."""
+    took: dict[str, list[tuple[float, float]]] = {}
+    for line in read_log(output):
+        if "error" not in line:
+            took.setdefault(line["kind"], []).append((line["seconds"], line["expected"]))
+    slower = {kind: sum(s for s, _ in both) / sum(e for _, e in both) for kind, both in took.items()}
+    return sum(run.seconds * slower.get(run.kind, 1.0) for run in runs)
+
+
+def duration(seconds: float) -> str:
+    """For people: `45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,84 @@
+"""What the study runs, as data: every set of films, training and evaluation with its settings and what it needs.
+
+The order of the list is the order of work: what answers the question comes first, sweeps come last. A run's name is
+where its output lies in the study's folder:
+
+    <world>/train, held         films; clips, pairs: datasets of them; pairs/pairs: the held-out pairs
+    runs/<world>-<patch>        trainings
+    eval/<world>-<method>       evaluations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+Kind = Literal["films", "clips", "cache", "told", "train", "full", "evaluate"]
+
+METHODS = {
+    "cross_fade": "cross-fade",
+    "flow_warp": "flow warp",
+    "base": "base",
+    "forward_half": "forward patch, forward half",
+    "forward_both": "forward patch, both halves",
+    "either": "one patch for both directions",
+    "pair": "forward/backward pair",
+    "full": "full fine-tune",
+    "ceiling": "VAE reconstruction",
+}
+"""What is measured in every domain, floor to ceiling."""
+MAIN = "pair"
+"""The method whose patch is swept and measured on the base world."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One step of the study."""
+
+    name: str
+    """Where its output lies in the study's folder; unlike any other's."""
+    kind: Kind
+    settings: Any
+    """Of the command that does it."""
+    needs: tuple[str, ...] = ()
+    """Names of the runs whose output it uses."""
+    seconds: float
+    """Roughly, for the miniature on two CPU cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Evaluations along one setting."""
+
+    sweep: str
+    """The setting."""
+    world: str
+    method: str
+    """Whose setting it is, one of `METHODS`."""
+    points: tuple[tuple[float | str, str], ...]
+    """The setting's values, in order, and the evaluation of each."""
+
+
+@dataclass
+class Plan:
+    """All runs by name, each after what it needs, and what the sweeps' evaluations belong to."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    curves: list[Curve] = field(default_factory=list)
+
+    def chosen(self, patterns: Sequence[str]) -> list[Run]:
+        """The runs whose names match a pattern and all they need, in order; all runs without patterns.
+
+        Raises:
+            ValueError: for a pattern that matches none.
+        """
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in self.runs):
+                raise ValueError(f"only: no run is called {pattern!r}; dry_run=true lists them.")
+        names = {name for name in self.runs if not patterns or any(fnmatchcase(name, one) for one in patterns)}
+        for run in reversed(self.runs.values()):  # what a run needs lies before it
+            if run.name in names:
+                names.update(run.needs)
+        return [run for run in self.runs.values() if run.name in names]

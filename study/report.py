@@ -1,0 +1,248 @@
+"""The report: `report.md` and its pictures, made from what is done so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..configs.studying import StudyConfig
+from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, read_manifest
+from ..data_prep.video import ImageSequence, open_video
+from ..infer.sheets import contact_sheet
+from ..infer.statistics import Interval
+from ..trf.replace import replacing
+from .figures import gains_figure, methods_figure, sweep_figure
+from .log import duration, read_log
+from .plan import MAIN, METHODS, Curve, Plan
+from .results import ERRORS, METRICS, Metric, Results
+
+REPORT_FILE = "report.md"
+FLOORS = ("cross_fade", "flow_warp")
+ON_SHEETS = {"cross_fade": "cross-fade", "flow_warp": "flow warp", "base": "base", "pair": "patched", "full": "full"}
+SHEET_ROWS = 6
+PANELS = {
+    "PSNR, dB": (("inner_psnr",), 2),
+    "SSIM": (("inner_ssim",), 3),
+    "path error, % points": (ERRORS, 2),
+    "disagreement": (("disagreement",), 3),
+}
+"""Of the overview: the metric, or which of them a domain has, and its digits."""
+PICTURED = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees", "motion_ratio", "disagreement")
+SWEPT = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees", "disagreement")
+CONTRASTED = ("inner_psnr", "track_pixels", "path_degrees")
+NOTE = "95 % intervals of the mean over pairs in brackets."
+PAIRED_NOTE = "Differences pair by pair with 95 % bootstrap intervals; **bold** where the interval leaves out zero."
+
+
+def write_report(config: StudyConfig, plan: Plan) -> Path:
+    """Write the report of all that is done; gives its file. Without a finished evaluation it says so."""
+    folder = config.report or config.output / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(config.output, plan)
+    sections = [
+        _head(config, results),
+        _overview(config, results, folder),
+        *(_world(config, results, folder, world) for world in config.worlds),
+        _forgetting(config, results, folder),
+        *(_sweep(results, folder, name) for name in dict.fromkeys(curve.sweep for curve in plan.curves)),
+        _state(config, results),
+    ]
+    with replacing(folder / REPORT_FILE) as beside:
+        beside.write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
+    return folder / REPORT_FILE
+
+
+def _head(config: StudyConfig, results: Results) -> str:
+    patch, sampler = config.patch, config.sampler.model_dump(exclude_none=True)
+    said = [
+        f"model `{config.model}`",
+        f"{config.train_films} films of {config.num_frames} frames of {config.size} x {config.size} to train on",
+        f"{config.pairs} held-out pairs a domain",
+        f"patches: {patch.steps} steps of {patch.batch_size} clips, {patch.lora.targets}, rank {patch.lora.rank}, "
+        f"learning rate {patch.optim.lr:g}",
+        *([f"full fine-tune: {config.full.steps} steps, rate {config.full.optim.lr:g}"] if config.full else []),
+        "sampler: " + ", ".join(f"{name} {value}" for name, value in sampler.items()),
+    ]
+    done = f"{len(results.done)} of {len(results.plan.runs)} runs are done."
+    return "\n".join(["# What a domain patch does", "", f"Written by `trfpp study`. {done}", "", *_bullets(said)])
+
+
+def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
+    """The answer in one table and one figure: every patched method against the base."""
+    gains: dict[str, dict[str, dict[str, Interval]]] = {title: {} for title in PANELS}
+    for world in config.worlds:
+        for method in (name for name in METHODS if name not in (*FLOORS, "base", "ceiling")):
+            base, name = f"eval/{world}-base", f"eval/{world}-{method}"
+            if results.has(base) and results.has(name):
+                found = results.gains(base, name)
+                for title, (metrics, _) in PANELS.items():
+                    for metric in found.keys() & set(metrics):
+                        gains[title].setdefault(world, {})[method] = found[metric]
+    if not any(gains.values()):
+        return "## Against the base\n\nNo patch was measured against the base yet."
+    file = folder / "gains.png"
+    gains_figure(file, {title: worlds for title, worlds in gains.items() if worlds}, METHODS)
+    rows = [
+        [world]
+        + [
+            _gain(Metric(title, digits, ""), gains[title].get(world, {}).get(MAIN))
+            for title, (_, digits) in PANELS.items()
+        ]
+        for world in config.worlds
+    ]
+    head = f"## Against the base\n\nThe {METHODS[MAIN]} minus the base. {PAIRED_NOTE}"
+    return "\n\n".join(
+        [head, _table(["domain", *PANELS], rows), _picture(file, "What each method has more than the base")]
+    )
+
+
+def _world(config: StudyConfig, results: Results, folder: Path, world: str) -> str:
+    names = {method: f"eval/{world}-{method}" for method in METHODS if results.has(f"eval/{world}-{method}")}
+    if not names:
+        return f"## {world}\n\nNothing is measured yet."
+    parts = [f"## {world}", *_measured(results, names, METHODS, folder / f"{world}.png")]
+    parts += [
+        _picture(file, f"{world}: truth and methods, {file.stem}") for file in _sheets(config, results, folder, world)
+    ]
+    return "\n\n".join(parts)
+
+
+def _forgetting(config: StudyConfig, results: Results, folder: Path) -> str:
+    """What patches cost where they are not meant for."""
+    labels: dict[str, str] = {"base": "base"}
+    labels |= {world: f"patch for {world}" for world in config.worlds}
+    names = {name: f"eval/base-{name}" for name in labels if results.has(f"eval/base-{name}")}
+    if len(names) < 2:
+        return ""
+    head = "## On the base world\n\nEvery domain's patch on films of the base world, which moves little and every way."
+    return "\n\n".join([head, *_measured(results, names, labels)])
+
+
+def _measured(
+    results: Results, names: Mapping[str, str], labels: Mapping[str, str], file: Path | None = None
+) -> Iterable[str]:
+    """A table of means, one of differences against the base if that is there, and a figure if a file is given."""
+    means = {key: results.means(name) for key, name in names.items()}
+    metrics = {name: metric for name, metric in METRICS.items() if any(name in one for one in means.values())}
+    head = ["", *map(str, metrics.values())]
+    rows = [
+        [labels[key], *(metric.interval(one[name]) if name in one else "" for name, metric in metrics.items())]
+        for key, one in means.items()
+    ]
+    yield f"{results.summary(next(iter(names.values())))['pairs']} pairs. {NOTE}"
+    yield _table(head, rows)
+    if "base" in names and len(names) > 1:
+        found = {key: results.gains(names["base"], name) for key, name in names.items() if key != "base"}
+        yield f"Against the base. {PAIRED_NOTE}"
+        yield _table(head, [
+            [labels[key], *(_gain(metric, one.get(name)) for name, metric in metrics.items())]
+            for key, one in found.items()
+        ])  # fmt: skip
+    if file is not None:
+        methods_figure(file, means, labels, {name: str(metrics[name]) for name in PICTURED if name in metrics})
+        yield _picture(file, f"All methods, {file.stem}")
+
+
+def _sheets(config: StudyConfig, results: Results, folder: Path, world: str) -> list[Path]:
+    """Contact sheets of the first pairs of which there are videos: truth beside every method that kept them."""
+    videos = {name: results.videos(f"eval/{world}-{name}") for name in ON_SHEETS if results.has(f"eval/{world}-{name}")}
+    if not any(videos.values()):
+        return []
+    files = []
+    pairs = read_manifest(config.output / world / "pairs" / PAIRS_FOLDER / MANIFEST_FILE)
+    for number, pair in enumerate(pairs[: config.sheets], start=1):
+        assert pair.truth is not None
+        truth = ImageSequence(pair.truth, 1.0)
+        frames = range(len(truth.files))
+        columns: dict[str, np.ndarray] = {"truth": truth.read(frames)}
+        for method, of_pairs in videos.items():
+            if pair.id in of_pairs:
+                columns[ON_SHEETS[method]] = _frames(of_pairs[pair.id], len(frames))
+        files.append(folder / f"{world}-{number}.jpg")
+        with replacing(files[-1]) as beside:
+            contact_sheet(columns, SHEET_ROWS).save(beside, quality=92)
+    return files
+
+
+def _frames(file: Path, count: int) -> np.ndarray:
+    video = open_video(file, 1)
+    try:
+        return video.read(range(count))
+    finally:
+        video.close()
+
+
+def _sweep(results: Results, folder: Path, sweep: str) -> str:
+    parts = []
+    curves = [curve for curve in results.plan.curves if curve.sweep == sweep]
+    for world in dict.fromkeys(curve.world for curve in curves):
+        parts += _swept(results, folder, sweep, world, [curve for curve in curves if curve.world == world])
+    return "\n\n".join([f"## Sweep: {sweep}", f"{NOTE} {PAIRED_NOTE}", *parts]) if parts else ""
+
+
+def _swept(results: Results, folder: Path, sweep: str, world: str, curves: Sequence[Curve]) -> list[str]:
+    found = {curve.method: results.curve(curve) for curve in curves}
+    if all(len(points) < 2 for points in found.values()):
+        return []
+    metrics = {
+        name: metric
+        for name, metric in METRICS.items()
+        if name in SWEPT and any(name in one for points in found.values() for one in points.values())
+    }
+    against = {name: metric for name, metric in metrics.items() if name in CONTRASTED}
+    rows = []
+    for curve in curves:
+        for value, name in ((value, name) for value, name in curve.points if value in found[curve.method]):
+            one, base = found[curve.method][value], f"eval/{world}-base"
+            gains = results.gains(base, name) if results.has(base) and name != base else {}
+            rows.append([
+                str(value) if isinstance(value, str) else f"{value:g}",
+                METHODS[curve.method],
+                *(metric.interval(one[name]) if name in one else "" for name, metric in metrics.items()),
+                *(_gain(metric, gains.get(name)) for name, metric in against.items()),
+            ])  # fmt: skip
+    file = folder / f"sweep-{world}-{sweep.replace(' ', '-')}.png"
+    sweep_figure(file, found, METHODS, {name: str(metric) for name, metric in metrics.items()}, sweep)
+    head = [sweep, f"on {world}", *map(str, metrics.values())]
+    head += [f"{metric.title}, minus the base" for metric in against.values()]
+    return [_table(head, rows), _picture(file, f"{world}: {sweep}")]
+
+
+def _state(config: StudyConfig, results: Results) -> str:
+    """What was done and what is missing, and how long it took."""
+    latest = {line["name"]: line for line in read_log(config.output)}
+    missing = [name for name in results.plan.runs if name not in results.done]
+    failed = {name: latest[name]["error"] for name in missing if "error" in latest.get(name, {})}
+    took = sum(line["seconds"] for line in read_log(config.output))
+    machines = {
+        f"{(made := results.summary(name)['machine'])['name']} ({made['device']}, {made['cores']} cores)"
+        for name in results.done
+        if name.startswith("eval/")
+    }
+    lines = ["## Runs", "", f"{len(results.done)} done in {duration(took)}, {len(missing)} missing."]
+    lines += ["", *_bullets(f"machine: {machine}" for machine in sorted(machines))] if machines else []
+    lines += ["", *_bullets(f"`{name}` failed: {' '.join(reason.split())}" for name, reason in failed.items())]
+    return "\n".join(lines).rstrip()
+
+
+def _gain(metric: Metric, one: Interval | None) -> str:
+    if one is None:
+        return ""
+    text = metric.interval(one, "+")
+    sure = one.low > 0 or one.high < 0
+    return f"**{text}**" if sure else text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _picture(file: Path, about: str) -> str:
+    return f"![{about}]({file.name})"
+
+
+def _bullets(lines: Iterable[str]) -> list[str]:
+    return [f"- {line}" for line in lines]

@@ -1,0 +1,116 @@
+"""The numbers of the study, read from the evaluations that are finished: nothing is measured here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..infer.compare import Comparison, compare
+from ..infer.evaluation import SUMMARY_FILE, VIDEOS_FOLDER, Row, read_rows
+from ..infer.statistics import Interval, mean_interval
+from .plan import Curve, Plan
+from .work import is_done
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric of `docs/evaluation.md` is shown."""
+
+    title: str
+    digits: int
+    """After the point."""
+    better: str
+    """Which way is better, for a heading."""
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.better})"
+
+    def number(self, value: float, sign: str = "") -> str:
+        """A value as text; `sign="+"` for differences."""
+        return f"{value:{sign}.{self.digits}f}"
+
+    def interval(self, one: Interval, sign: str = "") -> str:
+        """A value with its interval as text; a single value has none."""
+        if one.low != one.low:
+            return self.number(one.value, sign)
+        return f"{self.number(one.value, sign)} [{self.number(one.low, sign)}, {self.number(one.high, sign)}]"
+
+
+METRICS = {
+    "inner_psnr": Metric("PSNR, dB", 2, "higher"),
+    "inner_ssim": Metric("SSIM", 3, "higher"),
+    "track_pixels": Metric("object off by, px", 2, "lower"),
+    "path_degrees": Metric("camera off by, °", 2, "lower"),
+    "bound_psnr": Metric("bounds' PSNR, dB", 1, "higher"),
+    "motion_ratio": Metric("motion ratio", 2, "near 1"),
+    "disagreement": Metric("disagreement", 3, "lower"),
+    "seam_gap": Metric("seam gap", 2, "lower"),
+    "seam_jump": Metric("seam jump", 2, "near 1"),
+}
+"""Those of the tables, in their order."""
+ERRORS = ("track_percent", "path_percent")
+"""Where things, or the camera, are: in percent of the frame or of the sweep, to be set beside each other."""
+
+
+class Results:
+    """The finished evaluations of a study.
+
+    Args:
+        output: the study's folder.
+        plan: all its runs.
+    """
+
+    def __init__(self, output: Path, plan: Plan) -> None:
+        self.output = output
+        self.plan = plan
+        self._compared: dict[tuple[str, str], Comparison] = {}
+
+    @cached_property
+    def done(self) -> Collection[str]:
+        """Names of all runs that are done, in their order."""
+        return [run.name for run in self.plan.runs.values() if is_done(run)]
+
+    def has(self, name: str) -> bool:
+        """Whether an evaluation is done."""
+        return name in self.done
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """What an evaluation's summary says."""
+        found: dict[str, Any] = json.loads((self.output / name / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return found
+
+    def means(self, name: str) -> dict[str, Interval]:
+        """Mean and interval of each metric, as the summary has them."""
+        return {
+            metric: Interval(one["mean"], *(float("nan") if end is None else end for end in (one["low"], one["high"])))
+            for metric, one in self.summary(name)["metrics"].items()
+        }
+
+    def gains(self, base: str, name: str) -> dict[str, Interval]:
+        """What an evaluation has more than another, of each metric, pair by pair."""
+        if (base, name) not in self._compared:
+            self._compared[base, name] = compare(self.output / base, self.output / name)
+        return {metric: one.contrast for metric, one in self._compared[base, name].metrics.items()}
+
+    def curve(self, curve: Curve) -> dict[float | str, dict[str, Interval]]:
+        """The finished points of a sweep by the setting's value, all over the pairs that they share."""
+        points = {value: read_rows(self.output / name) for value, name in curve.points if self.has(name)}
+        shared = _shared(list(points.values()))
+        return {value: _means([rows[pair] for pair in shared]) for value, rows in points.items()}
+
+    def videos(self, name: str) -> dict[str, Path]:
+        """The videos of an evaluation that kept them, by pair."""
+        return {file.stem: file for file in sorted((self.output / name / VIDEOS_FOLDER).glob("*.mp4"))}
+
+
+def _shared(points: Sequence[Mapping[str, Row]]) -> list[str]:
+    return [pair for pair in points[0] if all(pair in rows for rows in points)] if points else []
+
+
+def _means(rows: Sequence[Row]) -> dict[str, Interval]:
+    names = [name for name in METRICS if rows and all(name in row for row in rows)]
+    return {name: mean_interval([row[name] for row in rows]) for name in names}

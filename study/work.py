@@ -1,0 +1,137 @@
+"""How each kind of run is done, by the functions behind the commands, and how to see that it was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..configs.load import read_yaml
+from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, Settings, TrainConfig, WorldsConfig
+from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, write_pairs
+from ..data_prep.dataset import REPORT_FILE, prepare
+from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache
+from ..data_prep.procedural import TRUTH_FILE, write_world
+from ..infer.evaluate import evaluate, table
+from ..infer.evaluation import SUMMARY_FILE
+from ..train.full import MODEL_FOLDER, fine_tune
+from ..train.loop import is_finished, train
+from ..trf.device import best_device
+from ..trf.patch import weight_files
+from .plan import Kind, Run
+from .told import write_told
+
+
+def perform(run: Run) -> None:
+    """Do a run; what an interrupted one has left is used."""
+    _WORK[run.kind](run.settings)
+
+
+def is_done(run: Run) -> bool:
+    """Whether a run's output is there, whole, and made with its settings."""
+    return _DONE[run.kind](run.settings)
+
+
+def _films(settings: WorldsConfig) -> None:
+    if settings.output.exists() and any(settings.output.iterdir()):
+        raise ValueError(f"output={str(settings.output)!r}: other films, or something else, are there; move it away.")
+    names = ("world", "count", "seed", "num_frames", "first")
+    write_world(settings.output, **{name: getattr(settings, name) for name in names}, side=settings.size)
+    _keep(settings, settings.output, "worlds")
+
+
+def _films_are_there(settings: WorldsConfig) -> bool:
+    file = settings.output / TRUTH_FILE
+    if not file.is_file():
+        return False
+    films = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    shape = (settings.world, settings.seed, settings.size)
+    return [film["index"] for film in films] == list(range(settings.first, settings.first + settings.count)) and all(
+        (film["world"], film["seed"], film["side"]) == shape
+        and len(film.get("positions") or film["camera"]) == settings.num_frames
+        for film in films
+    )
+
+
+def _clips(settings: PrepConfig) -> None:
+    report = prepare(**settings.model_dump(exclude={"dry_run"}))
+    print(report.summary())
+    if report.skipped:
+        raise ValueError(f"{len(report.skipped)} films could not be used; see {settings.output / REPORT_FILE}.")
+    pairs = settings.output / PAIRS_FOLDER
+    if report.validation and not (pairs / MANIFEST_FILE).is_file():
+        write_pairs(settings.output, pairs)
+    _keep(settings, settings.output, "prep")
+
+
+def _clips_are_there(settings: PrepConfig) -> bool:
+    manifest = settings.output / PAIRS_FOLDER / MANIFEST_FILE
+    return _kept(settings, settings.output, "prep") and (not settings.holdout or manifest.is_file())
+
+
+def _cache(settings: CacheConfig) -> None:
+    key = CacheKey(model=settings.model)
+    build_cache(settings.data, key, device=best_device(settings.device), chunk=settings.chunk)
+    finish_cache(settings.data, key)
+
+
+def _cache_is_there(settings: CacheConfig) -> bool:
+    return find_cache(settings.data, settings.model) is not None
+
+
+def _patch_is_there(settings: TrainConfig) -> bool:
+    return _kept(settings, settings.output, "train") and is_finished(settings.output / "patch", settings.steps)
+
+
+def _full(settings: TrainConfig) -> None:
+    fine_tune(settings)
+    _keep(settings, settings.output, "train")
+
+
+def _full_is_there(settings: TrainConfig) -> bool:
+    return _kept(settings, settings.output, "train") and (settings.output / MODEL_FOLDER).is_dir()
+
+
+def _evaluate(settings: EvaluateConfig) -> None:
+    print(table(evaluate(settings)))
+    _keep(settings, settings.output, "evaluate")
+
+
+def _evaluation_is_there(settings: EvaluateConfig) -> bool:
+    summary = settings.output / SUMMARY_FILE
+    if not summary.is_file() or not _kept(settings, settings.output, "evaluate"):
+        return False
+    weights = [file for patch in settings.patches if patch.is_dir() for file in weight_files(patch).values()]
+    if any(file.stat().st_mtime > summary.stat().st_mtime for file in weights):
+        return False  # of a patch that was trained anew
+    return bool(json.loads(summary.read_text(encoding="utf-8"))["pairs"] == settings.pairs)
+
+
+def _keep(settings: Settings, folder: Path, command: str) -> None:
+    settings.save(folder / f"{command}.yaml", command)
+
+
+def _kept(settings: Settings, folder: Path, command: str) -> bool:
+    file = folder / f"{command}.yaml"
+    return file.is_file() and read_yaml(file) == settings.model_dump(mode="json")
+
+
+_WORK: dict[Kind, Callable[[Any], object]] = {
+    "films": _films,
+    "clips": _clips,
+    "cache": _cache,
+    "told": write_told,
+    "train": train,
+    "full": _full,
+    "evaluate": _evaluate,
+}
+_DONE: dict[Kind, Callable[[Any], bool]] = {
+    "films": _films_are_there,
+    "clips": _clips_are_there,
+    "cache": _cache_is_there,
+    "told": lambda told: told.output.is_file(),
+    "train": _patch_is_there,
+    "full": _full_is_there,
+    "evaluate": _evaluation_is_there,
+}

@@ -1,0 +1,158 @@
+"""The plan: complete, each run after what it needs, the most telling first; settings are those of the study."""
+
+import json
+
+import pytest
+
+from trfpp.configs.schema import EvaluateConfig
+from trfpp.configs.studying import StudyConfig
+from trfpp.study.costs import of_evaluation
+from trfpp.study.plan import METHODS
+from trfpp.study.planner import HELD_OUT_FROM, make_plan
+from trfpp.study.told import Told, write_told
+
+WORLDS = ["linear", "views", "loop", "irreversible", "control"]
+
+
+@pytest.fixture(scope="module")
+def config(settings, tmp_path_factory):
+    return settings("full", tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture(scope="module")
+def plan(config):
+    return make_plan(config)
+
+
+def test_every_method_is_measured_in_every_domain(plan):
+    assert {f"eval/{world}-{method}" for world in WORLDS for method in METHODS} <= plan.runs.keys()
+    assert {f"eval/base-{name}" for name in ("base", *WORLDS)} <= plan.runs.keys()
+    assert {f"runs/{world}-{name}" for world in WORLDS for name in ("pair", "forward", "either", "full")} <= set(
+        plan.runs
+    )
+
+
+def test_every_run_comes_after_what_it_needs_and_has_an_output_of_its_own(plan, config):
+    seen = set()
+    for name, run in plan.runs.items():
+        assert name == run.name
+        assert set(run.needs) <= seen
+        assert run.seconds > 0
+        seen.add(name)
+        if run.kind != "cache":  # which lies in its dataset
+            assert run.settings.output == config.output / name
+    outputs = [run.settings.output for run in plan.runs.values() if run.kind != "cache"]
+    assert len(set(outputs)) == len(outputs)
+
+
+def test_what_answers_the_question_comes_first(plan):
+    order = {name: number for number, name in enumerate(plan.runs)}
+    ends = [order[f"eval/{world}-pair"] for world in WORLDS]
+    assert ends == sorted(ends)
+    swept = {name for curve in plan.curves for _, name in curve.points} - {f"eval/linear-{name}" for name in METHODS}
+    assert min(order[name] for name in swept) > max(order[f"eval/{world}-full"] for world in WORLDS) > ends[-1]
+
+
+def test_all_methods_sample_alike(plan, config):
+    evaluations = [run.settings for run in plan.runs.values() if isinstance(run.settings, EvaluateConfig)]
+    assert len(evaluations) > 60
+    assert {(e.sampler.as_yaml(), e.seed, e.pairs) for e in evaluations} == {(config.sampler.as_yaml(), 42, 64)}
+    assert all(e.loop == e.output.name.startswith("loop-") for e in evaluations)
+    assert (config.sampler.num_inference_steps, config.sampler.max_guidance_scale) == (30, 1)
+
+
+def test_patches_are_trained_and_used_as_their_names_say(plan):
+    used = {method: plan.runs[f"eval/linear-{method}"].settings for method in METHODS}
+    names = {method: [patch.parent.name for patch in one.patches] for method, one in used.items()}
+    assert names == {
+        **{method: [] for method in METHODS}, "forward_half": ["linear-forward"], "forward_both": ["linear-forward"],
+        "either": ["linear-either"], "pair": ["linear-pair"],
+    }  # fmt: skip
+    assert (used["forward_half"].scales, used["forward_both"].scales) == ([(1.0, 0.0)], [1.0])
+    directions = {"forward": "forward", "either": "either", "pair": "both", "full": "both"}
+    assert {name: plan.runs[f"runs/linear-{name}"].settings.direction for name in directions} == directions
+    assert (used["cross_fade"].baseline, used["flow_warp"].baseline) == ("cross_fade", "flow_warp")
+    assert used["ceiling"].reconstruct
+    assert used["full"].model == str(plan.runs["runs/linear-full"].settings.output / "model")
+    assert plan.runs["eval/base-loop"].settings.patches == [plan.runs["runs/loop-pair"].settings.output / "patch"]
+
+
+def test_held_out_films_are_others(plan):
+    for world in WORLDS:
+        train, held = (plan.runs[f"{world}/{part}"].settings for part in ("train", "held"))
+        assert (train.world, train.seed, train.first, train.count) == (world, 1, 0, 512)
+        assert (held.world, held.seed, held.first, held.count) == (world, 1, HELD_OUT_FROM, 64)
+        assert plan.runs[f"{world}/pairs"].settings.holdout == 1
+        assert plan.runs[f"{world}/clips"].settings.holdout == 0
+        assert plan.runs[f"{world}/clips"].settings.cut_threshold == 255
+
+
+def test_sweeps_change_one_setting_and_share_the_main_runs(plan):
+    points = {(curve.sweep, curve.method): dict(curve.points) for curve in plan.curves}
+    scales = points["patch scale", "pair"]
+    assert (scales[0], scales[1]) == ("eval/linear-base", "eval/linear-pair")
+    assert plan.runs[scales[0.5]].settings.scales == [0.5]
+    ranks = points["rank", "pair"]
+    assert list(ranks) == [4, 16, 64]
+    assert ranks[16] == "eval/linear-pair"
+    main = plan.runs["runs/linear-pair"].settings
+    other = plan.runs["runs/linear-rank-4"].settings
+    assert (other.lora.rank, other.lora.alpha / other.lora.rank) == (4, main.lora.alpha / main.lora.rank)
+    same = {"lora", "output"}
+    assert other.model_dump(exclude=same) == main.model_dump(exclude=same)
+    assert points["targets", "pair"]["all"] == "eval/linear-pair"
+    assert plan.runs["runs/linear-targets-motion"].settings.lora.targets == "motion"
+    assert list(points["training clips", "pair"]) == [8, 32, 128, 512]
+    assert plan.runs["linear/train-8"].settings.count == 8
+    assert plan.runs["runs/linear-clips-8"].settings.data == plan.runs["linear/clips-8"].settings.output
+    told = points["fps told over measured", "base"]
+    assert told[1] == "eval/linear-base"
+    assert plan.runs["linear/told/fps-0.5.jsonl"].settings.fps == 0.5
+    assert plan.runs[told[0.5]].settings.data == plan.runs["linear/told/fps-0.5.jsonl"].settings.output
+
+
+def test_a_part_brings_what_it_needs(plan):
+    names = [run.name for run in plan.chosen(["eval/views-pair", "loop/held"])]
+    assert names == [
+        "views/held", "views/pairs", "views/train", "views/clips", "views/clips/latents", "runs/views-pair",
+        "eval/views-pair", "loop/held",
+    ]  # fmt: skip
+    assert plan.chosen([]) == list(plan.runs.values())
+    with pytest.raises(ValueError, match="no run is called 'eval/nothing'"):
+        plan.chosen(["eval/nothing"])
+
+
+def test_parts_can_be_left_out(settings, tmp_path):
+    plan = make_plan(settings("full", tmp_path, "worlds=[loop]", "full=null", "forgetting=false", "sweeps.worlds=[]"))
+    assert not plan.curves
+    assert {name.split("/")[-1] for name in plan.runs if name.startswith("eval/")} == {
+        f"loop-{method}" for method in METHODS if method != "full"
+    }
+
+
+def test_guidance_doubles_what_an_evaluation_costs(config):
+    def cost(maker, **changes):
+        sampler = config.sampler.model_copy(update=changes)
+        return of_evaluation(64, maker, sampler) - of_evaluation(0, maker, sampler)
+
+    assert cost("sample", max_guidance_scale=3.0) > 1.7 * cost("sample")
+    assert cost("sample") > 3 * cost("reconstruct") > 6 * cost("baseline")
+
+
+def test_defaults_are_the_recipe(config):
+    """So that `trfpp study output=...` is the whole study as well."""
+    bare = StudyConfig(output=config.output, model=config.model)
+    assert make_plan(config).runs == make_plan(bare).runs
+
+
+def test_told_manifests_differ_in_what_the_model_is_told(tmp_path):
+    pair = {"id": "a", "start": "a/start.png", "end": "a/end.png", "truth": "a/truth", "num_frames": 4}
+    manifest = tmp_path / "pairs" / "pairs.jsonl"
+    manifest.parent.mkdir()
+    manifest.write_text("".join(json.dumps({**pair, "fps": 8, "motion_bucket_id": b}) + "\n" for b in (100, 200)))
+    output = tmp_path / "told" / "more.jsonl"
+    write_told(Told(manifest=manifest, output=output, fps=0.5, motion_bucket_id=2))
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["fps"], row["motion_bucket_id"]) for row in rows] == [(4, 200), (4, 255)]
+    assert (output.parent / rows[0]["start"]).resolve() == (tmp_path / "pairs" / "a" / "start.png").resolve()
+    assert rows[0]["id"] == "a"

@@ -1,0 +1,102 @@
+"""Doing the study: all of the smallest one, again without doing anything, on after a failure, within a budget."""
+
+import json
+import os
+
+import pytest
+
+from trfpp.data_prep.dataset import load_clips
+from trfpp.study.log import read_log
+from trfpp.study.planner import make_plan
+from trfpp.study.runs import listing
+from trfpp.study.work import is_done
+from trfpp.train.loop import Stopped
+from trfpp.trf.patch import read_card
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_smallest_study_runs_through(finished):
+    plan = make_plan(finished)
+    assert {run.kind for run in plan.runs.values()} == {
+        "films", "clips", "cache", "told", "train", "full", "evaluate",
+    }  # fmt: skip
+    assert all(is_done(run) for run in plan.runs.values())
+    assert [line["name"] for line in read_log(finished.output)] == list(plan.runs)
+    assert read_card(finished.output / "runs" / "loop-pair" / "patch").direction == "both"
+    assert len(load_clips(finished.output / "loop" / "clips-2")) == 2
+    for name in plan.runs:
+        if name.startswith("eval/"):
+            summary = json.loads((finished.output / name / "summary.json").read_text())
+            assert summary["pairs"] == 2
+
+
+def test_what_is_done_is_not_done_again(finished, do, capsys):
+    files = [file for folder in ("eval", "runs", "loop", "base") for file in (finished.output / folder).rglob("*.*")]
+    assert len(files) > 200
+    before = {file: file.stat().st_mtime_ns for file in files}
+    do(finished)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    runs = len(make_plan(finished).runs)
+    assert len(read_log(finished.output)) == runs
+    assert f"{runs} runs, {runs} of them done; about 0 s to go" in capsys.readouterr().out
+    assert listing(finished).count("  done") == runs
+
+
+def test_a_patch_trained_anew_makes_its_evaluation_undone(finished):
+    run = make_plan(finished).runs["eval/loop-either"]
+    weights = finished.output / "runs" / "loop-either" / "patch" / "adapter_model.safetensors"
+    kept = weights.stat()
+    try:
+        weights.touch()
+        assert not is_done(run)
+    finally:
+        os.utime(weights, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert is_done(run)
+
+
+def test_a_failing_run_is_reported_and_the_rest_goes_on(settings, do, tmp_path):
+    """Something else lies where the films to train on should be."""
+    output = tmp_path / "out"
+    only = "only=[eval/loop-base,eval/loop-pair,eval/loop-cross_fade]"
+    config = settings("smoke", output, only)
+    (output / "loop" / "train").mkdir(parents=True)
+    (output / "loop" / "train" / "mine.txt").write_text("not a film")
+    with pytest.raises(ValueError, match=r"5 of 9 runs failed:\n  loop/train: output=.*something else, are there"):
+        do(config)
+    assert json.loads((output / "eval" / "loop-base" / "summary.json").read_text())["pairs"] == 2
+    assert (output / "eval" / "loop-cross_fade" / "summary.json").is_file()
+    assert not (output / "eval" / "loop-pair").exists()
+    report = (output / "report" / "report.md").read_text()
+    assert "`loop/train` failed: output=" in report
+    (output / "loop" / "train" / "mine.txt").unlink()
+    do(config)  # once the cause is gone, what failed is done
+    assert (output / "eval" / "loop-pair" / "summary.json").is_file()
+    assert "loop/train` failed" not in (output / "report" / "report.md").read_text()
+
+
+def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypatch):
+    def asked_to_stop(run):
+        raise Stopped(15, tmp_path)
+
+    monkeypatch.setattr("trfpp.study.runs.perform", asked_to_stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        do(settings("smoke", tmp_path / "out"))
+    assert stopped.value.args == (15,)
+    assert read_log(tmp_path / "out") == []
+
+
+def test_no_run_starts_after_the_budget(settings, do, tmp_path, capsys):
+    config = settings("smoke", tmp_path / "out", "hours=0")
+    do(config)
+    assert "runs to go; run the same command again to go on." in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report"]
+
+
+def test_the_list_says_what_runs_need_and_cost(settings, tmp_path):
+    text = listing(settings("full", tmp_path / "out"))
+    line = next(line for line in text.splitlines() if line.startswith("eval/views-pair "))
+    assert line.endswith("needs views/pairs, runs/views-pair")
+    assert " min " in line
+    assert " runs, 0 of them done; about " in text
+    assert not (tmp_path / "out").exists()
