@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .schema import Fraction, Positive, Settings
 
@@ -119,19 +119,10 @@ class PretrainConfig(Settings):
     precision: Literal["no", "bf16"] = "no"
     """Precision of the UNet's arithmetic; no is float32. The weights are always float32."""
     checkpoint_every: Positive = 500
-    """Steps between checkpoints; a multiple of log_every."""
+    """Steps between checkpoints."""
     log_every: Positive = 50
     """Steps between lines of a stage's curve."""
     render_workers: Positive | None = None
     """Processes that render films; one a processor by default."""
     device: str | None = None
     """Such as cuda, cuda:1, mps, cpu; the best there is by default."""
-
-    @model_validator(mode="after")
-    def _checkpoints_fall_on_lines(self) -> PretrainConfig:
-        if self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} is no multiple of log_every={self.log_every}: checkpoints "
-                f"are written where a line of the curve is"
-            )
-        return self

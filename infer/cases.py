@@ -52,7 +52,10 @@ def manifest_of(config: EvaluateConfig) -> Path:
         return config.data
     manifest = config.data / PAIRS_FOLDER / MANIFEST_FILE
     if not manifest.is_file():
-        raise ValueError(f"data={str(config.data)!r}: holds no held-out pairs, {PAIRS_FOLDER}/{MANIFEST_FILE}.")
+        raise ValueError(
+            f"data={str(config.data)!r}: holds no held-out pairs ({PAIRS_FOLDER}/{MANIFEST_FILE}); give a dataset that "
+            f"trfpp prep made with a holdout."
+        )
     return manifest
 
 

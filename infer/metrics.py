@@ -8,23 +8,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ..data_prep.likeness import check_shapes, psnr
 from ..data_prep.motion import motion_score
 
-HIGHEST_PSNR = 100.0
-"""dB; also of videos that are equal, so that means stay finite."""
 WINDOW, SIGMA = 11, 1.5
 """Width and standard deviation of SSIM's Gaussian window, pixels (Wang et al. 2004)."""
-
-
-def psnr(video: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of the squared error's mean over everything, dB; `HIGHEST_PSNR` at most.
-
-    Raises:
-        ValueError: for other shapes.
-    """
-    _check(video, truth)
-    error = float(np.mean((video.astype(np.float64) - truth.astype(np.float64)) ** 2))
-    return HIGHEST_PSNR if error == 0 else min(HIGHEST_PSNR, 10 * float(np.log10(255**2 / error)))
 
 
 def ssim(video: np.ndarray, truth: np.ndarray) -> float:
@@ -36,7 +24,7 @@ def ssim(video: np.ndarray, truth: np.ndarray) -> float:
     Raises:
         ValueError: for other shapes, or frames smaller than the window.
     """
-    _check(video, truth)
+    check_shapes(video, truth)
     if min(video.shape[1:3]) < WINDOW:
         raise ValueError(f"frames of {video.shape[2]}x{video.shape[1]} are smaller than SSIM's window of {WINDOW}.")
     return float(np.mean([_ssim(one, other) for one, other in zip(video, truth)]))
@@ -112,8 +100,3 @@ def _ssim(one: np.ndarray, other: np.ndarray) -> float:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return float(np.mean(above / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
-
-
-def _check(video: np.ndarray, truth: np.ndarray) -> None:
-    if video.shape != truth.shape:
-        raise ValueError(f"the video is {video.shape}, the truth {truth.shape}: they must be of one shape.")

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data_prep.likeness import psnr
 from ..data_prep.motion import ORDINARY_MOTION, motion_bucket, motion_score
 from ..data_prep.procedural import WORLDS, film
 from ..data_prep.worlds.film import Film
@@ -148,12 +149,6 @@ def reconstruct(vae: Any, frames: np.ndarray) -> np.ndarray:
         shown = vae.decode(latents_of(vae, one[None])[0], num_frames=len(one)).sample
         rebuilt.append(((shown.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy())
     return np.stack(rebuilt)
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 arrays, dB."""
-    error = np.square(one.astype(np.float64) - other).mean()
-    return float(10 * np.log10(255**2 / error))
 
 
 class Animator:

@@ -9,7 +9,6 @@ settings.json                   what a run must have to go on here
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,13 +24,12 @@ from .base import denoising
 from .data import RankOrder, Sample, collate
 from .loop import binding_settings, make_samples
 from .plan import make_plan
-from .stage import StageSettings, fit
+from .stage import StageSettings, bind, fit
 
 if TYPE_CHECKING:
     from ..configs.schema import TrainConfig
 
 MODEL_FOLDER = "model"
-SETTINGS_FILE = "settings.json"
 Way = Literal["forward", "backward"]
 ONLY = {"direction": "both", "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "no"}
 ONLY_OPTIM = {"name": "adamw", "schedule": "cosine"}
@@ -61,7 +59,8 @@ def fine_tune(config: TrainConfig) -> Path:
     if cache is None:
         raise ValueError(f"data={str(config.data)!r}: not cached for {config.model}; run trfpp cache first.")
     folder = config.output / MODEL_FOLDER
-    _bind(config)
+    decisive = {**binding_settings(config, make_plan(config, 1)), "steps": config.steps}
+    bind(config.output, {name: value for name, value in decisive.items() if not name.startswith("lora.")})
     if folder.is_dir():
         return folder
     device = best_device(None)
@@ -104,22 +103,6 @@ def _stage(config: TrainConfig) -> StageSettings:
         checkpoint_every=config.checkpoint.every,
         log_every=config.log_every,
     )
-
-
-def _bind(config: TrainConfig) -> None:
-    """Keep what decides the weights; a run with anything else does not go on in this folder."""
-    own: dict[str, Any] = {**binding_settings(config, make_plan(config, 1)), "steps": config.steps}
-    own = json.loads(json.dumps({name: value for name, value in own.items() if not name.startswith("lora.")}))
-    file = config.output / SETTINGS_FILE
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if differing := sorted(name for name in own.keys() | before.keys() if own.get(name) != before.get(name)):
-            raise ValueError(
-                f"output={str(config.output)!r}: made with another {', '.join(differing)}; restore them or choose "
-                "another output."
-            )
-    config.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
 
 
 def _save(config: TrainConfig, folder: Path, forward: Any, backward: Any) -> None:

@@ -5,7 +5,6 @@ Every stage resumes: to go on after an interruption, run the same command again.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from .autoencoder import latents_of, make_autoencoder, reconstruction
 from .base import EncodedFilms, denoising, make_batch, make_unet
 from .films import Films, FilmShelf
 from .image_encoder import contrast, make_image_encoder
-from .stage import StageSettings, fit
+from .stage import StageSettings, bind, fit
 
 if TYPE_CHECKING:
     from ..configs.pretraining import PretrainConfig
@@ -46,8 +45,7 @@ def pretrain(config: PretrainConfig) -> Path:
         StageStopped: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     output, folder = config.output, config.output / MODEL_FOLDER
-    output.mkdir(parents=True, exist_ok=True)
-    _bind(config, output / "settings.json")
+    bind(output, config.model_dump(mode="json", exclude=FREE))
     device = best_device(config.device)
     if not folder.is_dir():
         _build(config, folder, device)
@@ -177,17 +175,3 @@ def _save(folder: Path, vae: Any, image_encoder: Any, feature_extractor: Any, un
     )
     with replacing(folder) as beside:
         pipeline.save_pretrained(beside)
-
-
-def _bind(config: PretrainConfig, file: Path) -> None:
-    """Keep the settings that shape the result; a run with others does not go on in this folder."""
-    own = config.model_dump(mode="json", exclude=FREE)
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        differing = sorted(key for key in own.keys() | before.keys() if own.get(key) != before.get(key))
-        if differing:
-            raise ValueError(
-                f"output={str(config.output)!r}: a run with another {', '.join(differing)} lies there; restore the "
-                f"settings or choose another output."
-            )
-    file.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")

@@ -7,11 +7,13 @@ again from its checkpoint gives the same bits as one that ran through.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -79,10 +81,12 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
     average = [p.detach().clone() for p in parameters] if settings.ema else []
     checkpoint, curve = folder / f"{name}.checkpoint.safetensors", folder / f"{name}.csv"
-    done = _load(checkpoint, parameters, average, optimizer) if checkpoint.is_file() else 0
-    _trim(curve, done)
+    done, began = 0, 0
     sums: dict[str, Tensor] = {}
-    since, began = time.perf_counter(), done
+    if checkpoint.is_file():
+        done, began, sums = _load(checkpoint, parameters, average, optimizer)
+    _trim(curve, done)
+    since, resumed = time.perf_counter(), done
     with StopRequest() as stop, tqdm(total=settings.steps, initial=done, desc=name, unit="step", disable=None) as bar:
         for step in range(done, settings.steps):
             for group in optimizer.param_groups:
@@ -100,23 +104,24 @@ def fit(
                 sums[key] = sums[key] + value.detach() if key in sums else value.detach().clone()
             bar.update()
             done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
-                count = done - began
-                means = {key: float(value) / count for key, value in sums.items()}
-                if not math.isfinite(means["loss"]):
-                    raise FloatingPointError(f"{name}: the loss became {means['loss']} by step {done}; lower its lr.")
-                rate = count / (time.perf_counter() - since)
+            line = done % settings.log_every == 0 or done == settings.steps
+            asked = stop.number  # read once: a signal that comes later is the next step's
+            keep = asked or done % settings.checkpoint_every == 0 or done == settings.steps
+            if (line or keep) and not math.isfinite(total := float(sums["loss"])):
+                raise FloatingPointError(f"{name}: the loss became {total} by step {done}; lower its lr.")
+            if line:
+                means = {key: float(sums[key]) / (done - began) for key in values}
+                rate = (done - max(began, resumed)) / (time.perf_counter() - since)
                 _append(curve, {"step": done, "steps per second": rate, **means})
                 bar.set_postfix({key: f"{value:.4f}" for key, value in means.items()})
                 if bar.disable:
                     figures = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
                     print(f"{name} step {done} of {settings.steps}: {figures}, {rate:.1f} steps/s", flush=True)
                 sums, since, began = {}, time.perf_counter(), done
-                # A curve's line and a checkpoint fall together, so that a resumed curve is whole.
-                if stop.number or done % settings.checkpoint_every == 0 or done == settings.steps:
-                    _save(checkpoint, done, parameters, average, optimizer)
-                if stop.number:
-                    raise StageStopped(stop.number)
+            if keep:
+                _save(checkpoint, done, began, sums, parameters, average, optimizer)
+            if asked:
+                raise StageStopped(asked)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average):
             parameter.copy_(mean)
@@ -131,16 +136,27 @@ def cosine(step: int, settings: StageSettings) -> float:
 
 
 def _save(
-    file: Path, step: int, parameters: Sequence[Tensor], average: Sequence[Tensor], optimizer: torch.optim.Optimizer
+    file: Path,
+    step: int,
+    began: int,
+    sums: Mapping[str, Tensor],
+    parameters: Sequence[Tensor],
+    average: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
+    """Write a checkpoint; `sums` are of the losses since step `began`, for the curve's next line."""
     tensors = {f"optimizer.{key}": value for key, value in optimizer_state(optimizer)[0].items()}
+    tensors |= {f"sum.{key}": value.cpu() for key, value in sums.items()}
     for name, values in (("weight", parameters), ("average", average)):
         tensors |= {f"{name}.{number}": value.detach().cpu().contiguous() for number, value in enumerate(values)}
     with replacing(file) as beside:
-        save_file(tensors, beside, {"step": str(step)})
+        save_file(tensors, beside, {"step": str(step), "began": str(began)})
 
 
-def _load(file: Path, parameters: Sequence[Tensor], average: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:
+def _load(
+    file: Path, parameters: Sequence[Tensor], average: Sequence[Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, int, dict[str, Tensor]]:
+    """Restore a checkpoint; gives what `_save` was given as step, began and sums."""
     tensors = load_file(file)
     with torch.no_grad():
         for name, values in (("weight", parameters), ("average", average)):
@@ -148,8 +164,34 @@ def _load(file: Path, parameters: Sequence[Tensor], average: Sequence[Tensor], o
                 value.copy_(tensors[f"{name}.{number}"])
     state = {key.removeprefix("optimizer."): value for key, value in tensors.items() if key.startswith("optimizer.")}
     restore_optimizer(optimizer, state, {})
+    device = parameters[0].device
+    sums = {key.removeprefix("sum."): value.to(device) for key, value in tensors.items() if key.startswith("sum.")}
     with safe_open(file, "pt") as opened:
-        return int(opened.metadata()["step"])
+        return int(opened.metadata()["step"]), int(opened.metadata()["began"]), sums
+
+
+def bind(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep the settings that decide a run's result in its folder; a run with others does not go on there.
+
+    Args:
+        folder: of the run, made if it is not there.
+        settings: plain JSON values, by name.
+
+    Raises:
+        ValueError: naming each that differs.
+    """
+    own = json.loads(json.dumps(settings))  # as it will be read back
+    file = folder / "settings.json"
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if differing := sorted(key for key in own.keys() | before.keys() if own.get(key) != before.get(key)):
+            raise ValueError(
+                f"output={str(folder)!r}: a run with another {', '.join(differing)} lies there; restore the settings "
+                f"or choose another output."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
 
 
 def _append(curve: Path, row: Mapping[str, float]) -> None:

@@ -16,6 +16,7 @@ import PIL.Image
 import torch
 
 from ..data_prep.dataset import clip_frames
+from ..data_prep.likeness import psnr
 from ..trf.base import load_component
 from ..trf.halves import on_halves
 from ..trf.pipeline import TimeReversalFusionPipeline
@@ -33,12 +34,6 @@ class Outcome:
     """Scalars, means over the pairs."""
     pictures: dict[str, PIL.Image.Image]
     """By clip: truth above, generation below, evenly spaced frames from start to end."""
-
-
-def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 arrays of one shape; 100 for equal ones."""
-    error = np.mean((frames.astype(np.float64) - truth.astype(np.float64)) ** 2)
-    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def strip(rows: Sequence[np.ndarray], columns: int = 7) -> PIL.Image.Image:

@@ -89,7 +89,11 @@ def ground(generator: np.random.Generator, canvas: Canvas) -> Array:
 
 
 def to_frames(images: list[Array]) -> Array:
-    """uint8 `[F, H, W, 3]` with colour at half resolution, as ordinary (4:2:0) video keeps it."""
+    """uint8 `[F, H, W, 3]` with colour at half resolution, as ordinary (4:2:0) video keeps it.
+
+    OpenCV takes the colour of each four pixels' upper left one, which moves colour by half a pixel. The shipped
+    miniature has learnt films like that, and `infer.tracking` allows for it.
+    """
     frames = []
     for image in images:
         pixels = np.clip(image, 0, 255).round().astype(np.uint8)

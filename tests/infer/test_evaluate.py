@@ -202,7 +202,7 @@ def test_unreadable_pairs_are_reported_and_the_rest_goes_on(settings, tmp_path):
 def test_what_cannot_be_measured_is_said_before_weights_are_loaded(settings, world, tmp_path):
     with pytest.raises(ValueError, match=r"8 frames would be made, but its truth has 4; give sampler\.num_frames=4"):
         evaluate(settings(sampler=SMALL.model_copy(update={"num_frames": 8})))
-    with pytest.raises(ValueError, match=r"holds no held-out pairs, pairs/pairs\.jsonl"):
+    with pytest.raises(ValueError, match=r"holds no held-out pairs \(pairs/pairs\.jsonl\); give a dataset"):
         evaluate(settings(data=tmp_path))
     with pytest.raises(ValueError, match=r"truth='.*none\.jsonl': cannot be read"):
         evaluate(settings(truth=tmp_path / "none.jsonl"))

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
+from trfpp.data_prep.likeness import HIGHEST_PSNR, psnr
 from trfpp.infer.metrics import (
-    HIGHEST_PSNR,
     bound_psnr,
     inner_psnr,
     inner_ssim,
     motion_ratio,
-    psnr,
     seam_gap,
     seam_jump,
     ssim,

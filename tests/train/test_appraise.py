@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from trfpp.data_prep.likeness import psnr
 from trfpp.data_prep.motion import motion_bucket
 from trfpp.data_prep.procedural import film
-from trfpp.train.appraise import keeping, psnr, rank_correlation, sweep
+from trfpp.train.appraise import keeping, rank_correlation, sweep
 from trfpp.train.figures import LABEL_WIDTH, film_sheet
 
 

@@ -120,11 +120,6 @@ def test_a_run_with_other_settings_is_refused(run):
     pretrain(settings(run[0], "render_workers=1", "checkpoint_every=5"))  # these shape nothing
 
 
-def test_checkpoints_must_fall_on_lines_of_the_curve(tmp_path):
-    with pytest.raises(ValueError, match="checkpoint_every=7 is no multiple of log_every=5"):
-        settings(tmp_path, "checkpoint_every=7")
-
-
 def test_films_are_rendered_once_and_are_those_of_the_worlds(tmp_path):
     def shelf(count=CHUNK + 6):
         return FilmShelf(tmp_path / "films", ("linear", "control"), count, workers=1, **SHELF)

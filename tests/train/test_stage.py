@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -50,7 +51,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("at", [0, 4, 6, 10])
+@pytest.mark.parametrize("at", [0, 4, 5, 10, 11])
 def test_a_stage_that_was_stopped_goes_on_to_the_bit(tmp_path, at, number):
     whole = run(tmp_path / "whole")
     before = signal.getsignal(number)
@@ -58,11 +59,10 @@ def test_a_stage_that_was_stopped_goes_on_to_the_bit(tmp_path, at, number):
         run(tmp_path / "parts", at=at, event=lambda: os.kill(os.getpid(), number))
     assert stopped.value.number == number
     assert signal.getsignal(number) is before
-    # It ends at the curve's next line, with a checkpoint; also at the last, so that no further stage begins.
-    assert [row["step"] for row in curve(tmp_path / "parts")] == [str(step) for step in range(3, at + 4, 3)]
+    # It ends after the step in which it was asked to, with a checkpoint; also after the last, so that no stage follows.
     calls = []
-    assert equal(run(tmp_path / "parts", at=at // 3 * 3 + 3, event=lambda: calls.append(1)), whole)
-    assert len(calls) == (at < 9)
+    assert equal(run(tmp_path / "parts", at=at, event=lambda: calls.append(1)), whole)
+    assert not calls
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
@@ -76,6 +76,19 @@ def test_a_stage_that_was_killed_goes_on_from_its_checkpoint(tmp_path, at):
     with pytest.raises(RuntimeError, match="killed"):
         run(tmp_path / "parts", at=at, event=crash)
     assert equal(run(tmp_path / "parts"), whole)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_checkpoints_need_not_fall_on_lines_of_the_curve(tmp_path):
+    settings = replace(SETTINGS, checkpoint_every=4)
+    whole = run(tmp_path / "whole", settings)
+
+    def crash():
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "parts", settings, at=10, event=crash)
+    assert equal(run(tmp_path / "parts", settings), whole)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
