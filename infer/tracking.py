@@ -17,7 +17,7 @@ from ..data_prep.worlds.views import render
 
 BLUR = 0.6
 """Standard deviation of the blur over a thing's radius: a disc then has one peak, in its middle."""
-SEARCHED = (-45, 135)
+SEARCHED = (-105, 135)
 """Azimuths searched for the camera, degrees from where it truly starts."""
 COARSE, FINE = 3, 1
 """Steps of the search, degrees; between the fine ones a parabola is laid."""
@@ -43,9 +43,7 @@ def track(frames: np.ndarray, colour: np.ndarray, radius: float) -> np.ndarray:
         chroma = frame - frame.mean(-1, keepdims=True)
         evidence = np.clip(chroma @ pure / (pure @ pure), 0, 1).astype(np.float32)
         blurred = cv2.GaussianBlur(evidence, (0, 0), BLUR * radius, borderType=cv2.BORDER_CONSTANT)
-        # Pixels' middles are at halves, but 4:2:0 as OpenCV makes it takes the colour of each four pixels' upper left
-        # one, and with it moves colour by half a pixel: the two cancel.
-        found.append(_peak(blurred))
+        found.append(_peak(blurred) + 0.5)  # a pixel's middle lies half a pixel behind its number
     return np.array(found)
 
 
