@@ -118,6 +118,8 @@ class PretrainConfig(Settings):
     """Measurement of the model at the end."""
     precision: Literal["no", "bf16"] = "no"
     """Precision of the UNet's arithmetic; no is float32. The weights are always float32."""
+    compile: bool = False
+    """Compile the UNet's training: minutes before its first step, faster from there on. Needs a C++ compiler."""
     checkpoint_every: Positive = 500
     """Steps between checkpoints."""
     log_every: Positive = 50

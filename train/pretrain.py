@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MODEL_FOLDER = "model"
 STAGES = ("autoencoder", "image_encoder", "unet")
-FREE = {"output", "device", "render_workers", "checkpoint_every", "appraisal"}
+FREE = {"output", "device", "render_workers", "checkpoint_every", "appraisal", "compile"}
 """Settings that shape neither the films nor the weights: a run that goes on may have others."""
 
 
@@ -125,7 +125,8 @@ def _unet(
     films = _encode(take(config.base_films), vae, image_encoder, feature_extractor, device)
     draws: dict[str, Any] = config.objective.model_dump()
     losses = denoising(
-        unet,
+        # Whole steps as CUDA graphs: a UNet this small is many short kernels.
+        torch.compile(unet, mode="reduce-overhead") if config.compile else unet,
         lambda step: make_batch(films, vae, step, batch_size=settings.batch_size, seed=config.seed, **draws),
         autocast={"no": None, "bf16": torch.bfloat16}[config.precision],
     )

@@ -1,6 +1,7 @@
 """The whole pretraining from the command line, at a tiny size: stopped, gone on with, loaded by the pipelines."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from trfpp.configs.load import command_line
 from trfpp.configs.pretraining import PretrainConfig
@@ -118,6 +120,19 @@ def test_a_run_with_other_settings_is_refused(run):
     with pytest.raises(ValueError, match=r"a run with another seed, unet lies there; restore the settings or choose"):
         pretrain(settings(run[0], "seed=1", "unet.lr=1e-5"))
     pretrain(settings(run[0], "render_workers=1", "checkpoint_every=5"))  # these shape nothing
+
+
+def test_a_compiled_unet_is_the_one_that_is_trained(run, tmp_path):
+    """Here without a compiler: the same bits come out, by the way that a compiled run takes."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder, ignore=shutil.ignore_patterns("model", "unet.*", "appraisal"))
+    command = ["pretrain", "smoke", f"output={folder}", "compile=true", "appraisal.films=0"]
+    program = "import sys, torch; torch.compiler.set_stance('force_eager'); from trfpp.__main__ import main; "
+    process = start("-c", f"{program} sys.exit(main({command!r}))")
+    _, wrong = process.communicate(timeout=240)
+    assert process.returncode == 0, wrong
+    one, other = (load_file(where / "model/unet/diffusion_pytorch_model.safetensors") for where in (run[0], folder))
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
 def test_films_are_rendered_once_and_are_those_of_the_worlds(tmp_path):
