@@ -27,7 +27,7 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
     # As Ctrl-C, so that half-written results are removed; training replaces this by saving first.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupted)
     try:
         return work(command_line(settings, command, argv)) or 0
     except (ValueError, OSError, FloatingPointError) as error:
@@ -41,5 +41,6 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """A signal as Ctrl-C, which also says which one it was."""
     raise KeyboardInterrupt(number)

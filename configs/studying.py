@@ -16,9 +16,9 @@ Targets = Literal["temporal", "spatial", "all", "motion"]
 class PatchTraining(Settings):
     """How every patch is trained."""
 
-    steps: Positive = 500
+    steps: Positive = 600
     """Optimizer steps."""
-    batch_size: Positive = 4
+    batch_size: Positive = 64
     """Clips a step; a patch for both directions sees each of them both ways."""
     lora: LoraSettings = LoraSettings(targets="all", rank=16, alpha=16)
     """The adapter."""
@@ -31,9 +31,9 @@ class PatchTraining(Settings):
 class FullTraining(Settings):
     """How all weights are fine-tuned, on the same clips in the same order and batches."""
 
-    steps: Positive = 500
+    steps: Positive = 600
     """Optimizer steps."""
-    optim: OptimSettings = OptimSettings(lr=2e-4, schedule="cosine", warmup_steps=30)
+    optim: OptimSettings = OptimSettings(lr=5e-4, schedule="cosine", warmup_steps=30)
     """The optimizer; adamw along a cosine."""
 
 
@@ -93,6 +93,8 @@ class StudyConfig(Settings):
     """Contact sheets of each domain in the report, one a pair."""
     only: list[str] = Field(default_factory=list)
     """Patterns of names, such as eval/linear-*: do these runs and what they need; all by default."""
+    jobs: Positive = 1
+    """Runs done at once, each in a process of its own; more than one keeps a GPU busy, but is no gain on a CPU."""
     hours: Annotated[float, Field(ge=0)] | None = None
     """Start no further run after so long; 0 writes the report only."""
     report: Path | None = None

@@ -1,4 +1,4 @@
-"""The study: its runs one after another, the most telling first; what is done is not done again."""
+"""The study: its runs, the most telling first; what is done is not done again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import time
 from collections.abc import Collection
 
 from ..configs.studying import StudyConfig
-from ..train.loop import Stopped
-from ..train.stage import StageStopped
-from .log import add_line, duration, expected
+from .jobs import make_jobs
+from .log import duration, expected
 from .plan import Run
 from .planner import make_plan
 from .report import write_report
-from .work import is_done, perform
+from .work import is_done
 
 
 def study(config: StudyConfig) -> None:
@@ -31,39 +30,50 @@ def study(config: StudyConfig) -> None:
     began = time.monotonic()
     failures: dict[str, str] = {}
     print(f"{len(runs)} runs, {len(done)} of them done; about {duration(expected(config.output, todo))} to go.")
-    while todo:
-        if config.hours is not None and time.monotonic() - began >= config.hours * 3600:
-            print(f"stopped after hours={config.hours:g}, {len(todo)} runs to go; run the same command again to go on.")
-            break
-        left = duration(expected(config.output, todo))
-        run = todo.pop(0)
-        if missing := [name for name in run.needs if name not in done]:
-            failures[run.name] = f"needs {missing[0]}"
-            continue
-        about = duration(expected(config.output, [run]))
-        print(f"\n[{len(runs) - len(todo)}/{len(runs)}] {run.name}: about {about}; {left} to go", flush=True)
-        if error := _attempt(config, run):
-            failures[run.name] = error
-            print(f"{run.name} failed: {error}", flush=True)
-        else:
-            done.add(run.name)
+    jobs = make_jobs(config.output, config.jobs)
+    try:
+        while todo or jobs.running():
+            late = config.hours is not None and time.monotonic() - began >= config.hours * 3600
+            while not late and jobs.free() and (run := _ready(todo, done)):
+                left = duration(expected(config.output, todo))
+                todo.remove(run)
+                about = duration(expected(config.output, [run]))
+                print(f"\n[{len(runs) - len(todo)}/{len(runs)}] {run.name}: about {about}; {left} to go", flush=True)
+                jobs.start(run)
+            if not jobs.running():
+                break
+            run, error = jobs.next()
+            if error:
+                failures[run.name] = error
+                todo = _without_what_needs(run.name, todo, failures)
+                print(f"{run.name} failed: {error}", flush=True)
+            else:
+                done.add(run.name)
+    finally:
+        jobs.stop()
+    if todo:
+        print(f"stopped after hours={config.hours:g}, {len(todo)} runs to go; run the same command again to go on.")
     print(f"\nreport: {write_report(config, plan)}")
     if failures:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
         raise ValueError(f"{len(failures)} of {len(runs)} runs failed:\n{reasons}")
 
 
-def _attempt(config: StudyConfig, run: Run) -> str | None:
-    """Do a run and write down how it went; gives the reason if it failed."""
-    began, error = time.perf_counter(), None
-    try:
-        perform(run)
-    except (Stopped, StageStopped) as stopped:  # asked to stop, with a checkpoint saved
-        raise KeyboardInterrupt(stopped.number) from None
-    except Exception as failure:  # of whatever kind: a night's other runs are not to wait for it
-        error = f"{type(failure).__name__}: {failure}" if not isinstance(failure, ValueError) else str(failure)
-    add_line(config.output, run, time.perf_counter() - began, error)
-    return error
+def _ready(todo: list[Run], done: Collection[str]) -> Run | None:
+    """The first run that has all it needs."""
+    return next((run for run in todo if all(name in done for name in run.needs)), None)
+
+
+def _without_what_needs(name: str, todo: list[Run], failures: dict[str, str]) -> list[Run]:
+    """The runs that do not need the one of this name, nor what needs it; the others go to the failures."""
+    lost, kept = {name}, []
+    for run in todo:  # what a run needs lies before it
+        if missing := next((one for one in run.needs if one in lost), None):
+            failures[run.name] = f"needs {missing}"
+            lost.add(run.name)
+        else:
+            kept.append(run)
+    return kept
 
 
 def listing(config: StudyConfig) -> str:

@@ -2,7 +2,12 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from trfpp.data_prep.dataset import load_clips
@@ -14,6 +19,14 @@ from trfpp.train.loop import Stopped
 from trfpp.trf.patch import read_card
 
 pytestmark = pytest.mark.slow
+
+
+def read_lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def die(*_):
+    os._exit(7)
 
 
 def test_the_smallest_study_runs_through(finished):
@@ -79,11 +92,63 @@ def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypat
     def asked_to_stop(run):
         raise Stopped(15, tmp_path)
 
-    monkeypatch.setattr("trfpp.study.runs.perform", asked_to_stop)
+    monkeypatch.setattr("trfpp.study.jobs.perform", asked_to_stop)
     with pytest.raises(KeyboardInterrupt) as stopped:
         do(settings("smoke", tmp_path / "out"))
     assert stopped.value.args == (15,)
     assert read_log(tmp_path / "out") == []
+
+
+def test_two_at_once_do_what_one_after_another_does(settings, do, finished, tmp_path):
+    names = ("eval/loop-base", "eval/loop-cross_fade")
+    config = settings("smoke", tmp_path / "out", "jobs=2", f"only=[{','.join(names)}]")
+    do(config)
+    assert {line["name"] for line in read_log(config.output)} == {"loop/held", "loop/pairs", *names}
+    for name in names:
+        alone, beside = (read_lines(one.output / name / "metrics.jsonl") for one in (finished, config))
+        assert [line["inner_psnr"] for line in beside] == pytest.approx(
+            [line["inner_psnr"] for line in alone], abs=0.05
+        )
+    assert "2 pairs" in (config.output / "jobs" / "eval-loop-base.txt").read_text()
+
+
+def test_a_process_that_dies_fails_its_run_alone(settings, do, tmp_path, monkeypatch):
+    monkeypatch.setattr("trfpp.study.jobs._apart", die)
+    with pytest.raises(ValueError, match=r"loop/held: its process ended with status 7; see .*loop-held.txt"):
+        do(settings("smoke", tmp_path / "out", "jobs=2", "only=[loop/held,loop/train]"))
+    assert [line["error"][:32] for line in read_log(tmp_path / "out")] == ["its process ended with status 7;"] * 2
+
+
+def test_a_signal_stops_what_runs_at_once(tiny_model, tmp_path):
+    """The runs' processes end with the study, and what they trained so far is kept."""
+    output = tmp_path / "out"
+    words = [
+        f"output={output}",
+        f"model={tiny_model}",
+        "jobs=2",
+        "patch.steps=5000",
+        "only=[runs/*-pair,runs/*-either]",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trfpp", "study", "smoke", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    jobs = [output / "jobs" / f"runs-loop-{name}.txt" for name in ("pair", "either")]
+    end = time.monotonic() + 180
+    while not all(file.is_file() and "step 25" in file.read_text() for file in jobs):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
+    assert all(list((output / "runs" / f"loop-{name}" / "checkpoints").iterdir()) for name in ("pair", "either"))
 
 
 def test_no_run_starts_after_the_budget(settings, do, tmp_path, capsys):
