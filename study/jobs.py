@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -154,7 +155,11 @@ def attempt(output: Path, run: Run) -> str | None:
 
 def _apart(output: Path, run: Run, threads: int, told: Connection) -> None:
     """What a process of its own does."""
+    # Ctrl-C reaches all processes of a terminal's group, and a second signal ends a training at once: only the study's
+    # own may come here.
+    os.setpgrp()
     signal.signal(signal.SIGTERM, interrupted)  # so that half-written results are removed
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     words = _words(output, run)
     words.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +169,14 @@ def _apart(output: Path, run: Run, threads: int, told: Connection) -> None:
             told.send(attempt(output, run))
         except KeyboardInterrupt:
             sys.exit(STOPPED)
+
+
+def _stop_with_parent() -> None:
+    """A study that is killed cannot ask its runs to stop."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _words(output: Path, run: Run) -> Path:

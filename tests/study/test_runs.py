@@ -119,8 +119,9 @@ def test_a_process_that_dies_fails_its_run_alone(settings, do, tmp_path, monkeyp
     assert [line["error"][:32] for line in read_log(tmp_path / "out")] == ["its process ended with status 7;"] * 2
 
 
-def test_a_signal_stops_what_runs_at_once(tiny_model, tmp_path):
-    """The runs' processes end with the study, and what they trained so far is kept."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_what_runs_at_once_saves_and_stops_with_the_study(tiny_model, tmp_path, number):
+    """Ctrl-C goes to the whole group, as a terminal sends it; a killed study has no time to ask."""
     output = tmp_path / "out"
     words = [
         f"output={output}",
@@ -134,6 +135,7 @@ def test_a_signal_stops_what_runs_at_once(tiny_model, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     jobs = [output / "jobs" / f"runs-loop-{name}.txt" for name in ("pair", "either")]
     end = time.monotonic() + 180
@@ -142,11 +144,11 @@ def test_a_signal_stops_what_runs_at_once(tiny_model, tmp_path):
         assert time.monotonic() < end
         time.sleep(0.2)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in said
-    _, left = psutil.wait_procs(children, timeout=10)
+    _, left = psutil.wait_procs(children, timeout=60)
     assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
     assert all(list((output / "runs" / f"loop-{name}" / "checkpoints").iterdir()) for name in ("pair", "either"))
 
