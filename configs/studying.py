@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .schema import LoraSettings, OptimSettings, Positive, SamplerOverrides, Settings
+from .schema import LoraSettings, ObjectiveSettings, OptimSettings, Positive, SamplerOverrides, Settings
 
 Domain = Literal["linear", "views", "loop", "irreversible", "control"]
 Targets = Literal["temporal", "spatial", "all", "motion"]
@@ -16,22 +16,24 @@ Targets = Literal["temporal", "spatial", "all", "motion"]
 class PatchTraining(Settings):
     """How every patch is trained."""
 
-    steps: Positive = 600
+    steps: Positive = 2000
     """Optimizer steps."""
-    batch_size: Positive = 64
+    batch_size: Positive = 4
     """Clips a step; a patch for both directions sees each of them both ways."""
     lora: LoraSettings = LoraSettings(targets="all", rank=16, alpha=16)
     """The adapter."""
-    optim: OptimSettings = OptimSettings(lr=2e-3, schedule="cosine", warmup_steps=30)
+    optim: OptimSettings = OptimSettings(lr=4e-3, schedule="cosine", warmup_steps=30)
     """The optimizer and its schedule."""
+    objective: ObjectiveSettings = ObjectiveSettings(sigma_mean=2.5, sigma_std=1.2)
+    """The noise: more than SVD's own training, since where things go is decided there."""
     seed: int = 0
     """Of the initial weights, the order of clips and every draw."""
 
 
 class FullTraining(Settings):
-    """How all weights are fine-tuned, on the same clips in the same order and batches."""
+    """How all weights are fine-tuned, on the same clips in the same order and batches, with the same noise."""
 
-    steps: Positive = 600
+    steps: Positive = 2000
     """Optimizer steps."""
     optim: OptimSettings = OptimSettings(lr=5e-4, schedule="cosine", warmup_steps=30)
     """The optimizer; adamw along a cosine."""

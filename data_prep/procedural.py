@@ -2,7 +2,7 @@
 
 Film `i` of a world depends on the seed and on `i` alone. The worlds:
 
-    base          all scenes below, moving little and seldom far, with no preferred direction: what the miniature learnt
+    base          all scenes below, moving little and slowly, with no preferred direction: what the miniature learnt
     linear        things that travel far along their front
     views         a camera that orbits solids on a turntable by 45 to 90 degrees, always the same way round
     loop          comets that go round once, head first: the last frame is the first

@@ -31,7 +31,8 @@ def write_video(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> No
     frames = np.pad(frames, odd, mode="edge")
     rate = Fraction(fps).limit_denominator(10_000)
     with replacing(path) as beside, av.open(str(beside), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        # Without its macroblock tree, which now and then gives other bytes for the same frames.
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "x264-params": "mbtree=0"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.codec_context.time_base = 1 / rate
         # BT.709, and said so: players guess the matrix of an untagged file from its size.

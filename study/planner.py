@@ -143,6 +143,7 @@ class Planner:
             "model": self.config.model, "data": self.at(data), "output": self.at(name), "steps": steps, "optim": optim,
             "direction": direction, "domain": f"the procedural world {world!r}",
             "batch_size": self.config.patch.batch_size, "seed": self.config.patch.seed, "loader_workers": 0,
+            "objective": self.config.patch.objective,
             "log_every": 25, "checkpoint": CheckpointSettings(every=250, keep=1),
             "validation": ValidationSettings(every=0), **more,
         })  # fmt: skip

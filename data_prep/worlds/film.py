@@ -11,12 +11,10 @@ from typing import Literal
 import numpy as np
 
 Pace = Literal["gentle", "full"]
-"""`full` is the motion a world is named for; `gentle` is mostly short and slow, seldom far, with no preferred
-direction in space or time: the same scenes as the base world shows them."""
+"""`full` is the motion a world is named for; `gentle` is short and slow, with no preferred direction in space or time:
+the same scenes as the base world shows them."""
 
 Array = np.ndarray
-FAR_SHARE = 0.05
-"""How often a gentle motion is a far one."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,6 @@ class Film:
 def draw_fps(generator: np.random.Generator) -> float:
     """A whole number of frames per second from 6 to 24, every octave alike."""
     return float(round(np.exp(generator.uniform(np.log(6), np.log(24)))))
-
-
-def seldom_far(generator: np.random.Generator, least: float, usual: float, most: float) -> float:
-    """How far a gentle motion goes: up to `usual`, and once in twenty films beyond it, up to `most`."""
-    low, high = (usual, most) if generator.random() < FAR_SHARE else (least, usual)
-    return log_uniform(generator, low, high)
 
 
 def log_uniform(generator: np.random.Generator, low: float, high: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .canvas import Canvas, blend, dull, ground, to_frames, vivid
-from .film import Film, Pace, draw_fps, seldom_far
+from .film import Film, Pace, draw_fps, log_uniform
 
 GRAVITY = 3.0
 """Sides of the frame per second squared."""
@@ -35,9 +35,8 @@ def fall(height: float, times: np.ndarray) -> np.ndarray:
 
 
 def _drift(generator: np.random.Generator, num_frames: int, low: float, high: float) -> np.ndarray:
-    """A steady way within bounds, mostly short, up or down, `[F]`."""
-    most = 0.9 * (high - low)
-    reach = seldom_far(generator, 0.008, min(0.16, most / 2), most)
+    """A slow way within bounds, up or down, `[F]`."""
+    reach = log_uniform(generator, 0.008, min(0.16, 0.9 * (high - low)))
     first = generator.uniform(low, high - reach)
     way = first + reach * np.linspace(0, 1, num_frames)
     return way[::-1] if generator.random() < 0.5 else way

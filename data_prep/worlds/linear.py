@@ -5,25 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from .canvas import Canvas, blend, draw_texture, ground, to_frames, vivid
-from .film import Film, Pace, draw_fps, seldom_far
+from .film import Film, Pace, draw_fps, log_uniform
 
 LENGTH = 1.5
 """Length of a traveller over its width."""
-GENTLE = (0.01, 0.2, 0.65)
-"""How far a thing slides at the gentle pace: at least, usually at most, at most."""
 
 
 def linear(generator: np.random.Generator, num_frames: int, side: int, pace: Pace) -> Film:
     """A traveller with a pale nose, two eyes and a dark tail, crossing a third to two thirds of the frame.
 
-    `gentle`: it slides a little, seldom far, whichever way it faces.
+    `gentle`: it slides up to a fifth of the frame, whichever way it faces.
     """
     radius = generator.uniform(0.10, 0.14)
     heading = generator.uniform(0, 2 * np.pi)
     if pace == "full":
         travel, way = generator.uniform(0.35, 0.60), heading
     else:
-        travel, way = seldom_far(generator, *GENTLE), generator.uniform(0, 2 * np.pi)
+        travel, way = log_uniform(generator, 0.01, 0.2), generator.uniform(0, 2 * np.pi)
     path = _path(generator, num_frames, travel, way, margin=LENGTH * radius)
     return _film(generator, path, heading, radius, side, "traveller")
 
@@ -31,7 +29,7 @@ def linear(generator: np.random.Generator, num_frames: int, side: int, pace: Pac
 def control(generator: np.random.Generator, num_frames: int, side: int, pace: Pace) -> Film:
     """A disc that goes as far as the travellers do; no frame tells in which direction."""
     radius = generator.uniform(0.12, 0.16)
-    travel = generator.uniform(0.35, 0.60) if pace == "full" else seldom_far(generator, *GENTLE)
+    travel = generator.uniform(0.35, 0.60) if pace == "full" else log_uniform(generator, 0.01, 0.2)
     path = _path(generator, num_frames, travel, generator.uniform(0, 2 * np.pi), margin=radius)
     return _film(generator, path, None, radius, side, "disc")
 

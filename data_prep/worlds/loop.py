@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .canvas import Canvas, blend, ground, to_frames, vivid
-from .film import Film, Pace, draw_fps, seldom_far
+from .film import Film, Pace, draw_fps, log_uniform
 
 TAIL = 1.6
 """Angle from a comet's head to the end of its tail, radians."""
@@ -14,7 +14,7 @@ TAIL = 1.6
 def loop(generator: np.random.Generator, num_frames: int, side: int, pace: Pace) -> Film:
     """A comet that goes round a pole once, head first: the last frame equals the first.
 
-    `gentle`: it swings by some degrees, seldom half round, head or tail first.
+    `gentle`: it swings by a few degrees, head or tail first.
     """
     canvas = Canvas(side)
     x, y = canvas.points
@@ -27,7 +27,7 @@ def loop(generator: np.random.Generator, num_frames: int, side: int, pace: Pace)
     if pace == "full":
         sweep = 2 * np.pi
     else:
-        sweep = np.radians(seldom_far(generator, 1.5, 25, 180)) * generator.choice([-1.0, 1.0])
+        sweep = log_uniform(generator, np.radians(1.5), np.radians(25)) * generator.choice([-1.0, 1.0])
     distance = np.hypot(x - hub[0], y - hub[1])
     angle = np.arctan2(y - hub[1], x - hub[0])
     background = blend(background, canvas.inside(0.035 - distance), np.array([30.0, 30.0, 30.0]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .canvas import Texture, draw_texture, dull, to_frames, vivid
-from .film import Film, Pace, draw_fps, log_uniform, seldom_far
+from .film import Film, Pace, draw_fps, log_uniform
 
 SAMPLES = 2
 """Rays per pixel along each axis."""
@@ -50,7 +50,7 @@ class Scene:
 def views(generator: np.random.Generator, num_frames: int, side: int, pace: Pace) -> Film:
     """The camera orbits by 45 to 90 degrees, always towards growing azimuth.
 
-    `gentle`: by some degrees, seldom many, either way, nearing or leaving a little.
+    `gentle`: by a few degrees, either way, nearing or leaving a little.
     """
     scene, camera = draw_scene(generator), draw_camera(generator, num_frames, pace)
     frames = to_frames([render(scene, pose, side) for pose in camera])
@@ -64,7 +64,7 @@ def draw_camera(generator: np.random.Generator, num_frames: int, pace: Pace) -> 
     if pace == "full":
         sweep, rise, nearing = generator.uniform(45, 90), 0.0, 0.0
     else:
-        sweep = seldom_far(generator, 0.7, 14, 90) * generator.choice([-1.0, 1.0])
+        sweep = log_uniform(generator, 0.7, 14) * generator.choice([-1.0, 1.0])
         rise = log_uniform(generator, 0.2, 5) * generator.choice([-1.0, 1.0])
         nearing = log_uniform(generator, 0.01, 0.25) * generator.choice([-1.0, 1.0])
     columns = (azimuth + sweep * progress, elevation + rise * progress, distance + nearing * progress)

@@ -115,23 +115,22 @@ def test_a_loop_closes_and_its_tail_is_behind(index):
         assert beside(-0.6 * turn) > beside(0.6 * turn) + 0.15
 
 
-def test_most_base_films_move_less_than_most_films_of_any_domain():
-    def moved(world):
-        return [motion_score(one.frames, one.fps) for one in (film(world, 0, i) for i in range(32))]
+def test_the_base_moves_much_less_than_any_domain():
+    def median(world):
+        return np.median([motion_score(one.frames, one.fps) for one in (film(world, 0, i) for i in range(12))])
 
-    base = np.median(moved("base"))
+    base = median("base")
     assert base > 0
-    assert all(np.quantile(moved(world), 0.25) > 1.2 * base for world in DOMAINS)
+    assert all(median(world) > 3 * base for world in DOMAINS)
 
 
 def test_the_base_shows_every_scene_and_turns_either_way():
-    shown = [film("base", 0, index, 2, 16) for index in range(200)]
+    shown = [film("base", 0, index, 2, 16) for index in range(60)]
     assert sum(BASE_SHARES.values()) == pytest.approx(1)
     assert {one.kind for one in shown} == {"traveller", "turntable", "comet", "disc", "ball", "glass", "stem"}
     sweeps = [one.camera[-1, 0] - one.camera[0, 0] for one in shown if one.camera is not None]
     assert min(sweeps) < 0 < max(sweeps)
-    assert np.median(np.abs(sweeps)) < 15
-    assert 14 < max(map(abs, sweeps)) <= 90  # seldom far, but not never
+    assert max(map(abs, sweeps)) <= 14
     rises = [one.positions[-1, 1] - one.positions[0, 1] for one in shown if one.kind in ("ball", "glass", "stem")]
     assert min(rises) < 0 < max(rises)
 
