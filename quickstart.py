@@ -6,16 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .configs.schema import (
+from .configs.schema import EvaluateConfig, ExportConfig, InferConfig, QuickstartConfig, SamplerOverrides
+from .configs.training import (
     CheckpointSettings,
-    EvaluateConfig,
-    ExportConfig,
-    InferConfig,
     LoraSettings,
     ObjectiveSettings,
     OptimSettings,
-    QuickstartConfig,
-    SamplerOverrides,
     TrainConfig,
     ValidationSettings,
 )

@@ -33,7 +33,8 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TRFPP_DEBUG"):
             raise
-        if os.environ.get("RANK", "0") == "0":
+        # All ranks see the same mistake, but only those that are left see that one is gone.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, ChildProcessError):
             print(f"trfpp {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

@@ -114,75 +114,6 @@ class CacheConfig(OnModel):
     """Encode again what is there."""
 
 
-class LoraSettings(Settings):
-    """The adapter."""
-
-    targets: str = "temporal"
-    """temporal, spatial, all, motion (temporal to_v and to_out only), or a regular expression over module names."""
-    rank: Positive = 16
-    """Rank of the update."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    """Scale of the update is alpha / rank."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapter's input."""
-
-
-class ObjectiveSettings(Settings):
-    """SVD's objective; change it only for experiments."""
-
-    sigma_mean: float = 0.7
-    """Mean of ln sigma of the noise on the video."""
-    sigma_std: Annotated[float, Field(gt=0)] = 1.6
-    """Standard deviation of that ln sigma."""
-    conditioning_dropout: Fraction = 0.1
-    """Fraction of samples that see neither image nor embedding, so that guidance keeps working."""
-
-
-class OptimSettings(Settings):
-    """The optimizer and its schedule."""
-
-    name: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps its state in 8 bits (bitsandbytes)."""
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    """Peak learning rate."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay of the first and second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """Decoupled weight decay."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or falling to zero at the last step."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    """Optimizer steps of linear warm-up."""
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Clip the gradient's norm to this."""
-
-
-class CheckpointSettings(Settings):
-    """What is saved during training."""
-
-    every: Positive = 500
-    """Optimizer steps between checkpoints."""
-    keep: Positive = 3
-    """Newest checkpoints kept; an older one goes only once a newer is complete."""
-
-
-class ValidationSettings(Settings):
-    """Bounded generation with the patch during training."""
-
-    every: Annotated[int, Field(ge=0)] = 500
-    """Optimizer steps between validations; 0 switches them off."""
-    pairs: Positive = 2
-    """Held-out clips whose first and last frame are joined."""
-    num_inference_steps: Positive = 30
-    """Denoising steps; with fewer than 26 the release's other settings never re-noise."""
-    seed: int = 42
-    """The same noise every time, so that pictures compare."""
-
-
 class SamplerOverrides(Settings):
     """The sampler. What is not set comes from the patch card, else from the model, else from TRF's release."""
 
@@ -214,54 +145,6 @@ class SamplerOverrides(Settings):
     """Factor on the re-noising noise."""
     sampler: Literal["trf", "trf-reference"] | None = None
     """trf, or trf-reference: the release's exact behaviour."""
-
-
-class TrainConfig(OnModel):
-    """Fit a LoRA patch onto SVD's UNet."""
-
-    data: Path
-    """Dataset folder, as written by prep."""
-    output: Path
-    """Folder of the run: patch, checkpoints, log, resolved settings. Run the same command again to resume."""
-    domain: str = ""
-    """What the clips show, in words, for the patch card."""
-    direction: Literal["forward", "backward", "both", "either"] = "forward"
-    """Which way clips run: forward as filmed, backward reversed in time (for the half of TRF that comes from the end
-    frame), both (two adapters, one each way), either (one adapter, each clip by a coin)."""
-    lora: LoraSettings = LoraSettings()
-    """The adapter."""
-    objective: ObjectiveSettings = ObjectiveSettings()
-    """SVD's objective."""
-    optim: OptimSettings = OptimSettings()
-    """The optimizer and its schedule."""
-    steps: Positive = 2000
-    """Optimizer steps."""
-    batch_size: Positive = 1
-    """Clips a process sees at a time."""
-    gradient_accumulation: Positive = 1
-    """Batches a process sums up before a step."""
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the frozen UNet and of the arithmetic; no is float32. The adapter is always float32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    seed: int = 0
-    """Of the initial weights, the order of clips and every draw."""
-    num_processes: Positive | None = None
-    """Stop unless training runs on exactly so many processes."""
-    loader_workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that read the cache ahead of training; 0 reads in the loop."""
-    cache: Path | None = None
-    """Folder of the conditioning; by default the dataset's cache for this model, made first if there is none."""
-    log_every: Positive = 10
-    """Optimizer steps between log entries."""
-    sampler: SamplerOverrides = SamplerOverrides()
-    """Sampler settings the patch card is to recommend, over the clips' own size, fps and motion."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is saved during training."""
-    validation: ValidationSettings = ValidationSettings()
-    """Bounded generation with the patch during training."""
-    dry_run: bool = False
-    """Print the resolved plan and stop."""
 
 
 class SamplingConfig(OnPatch):

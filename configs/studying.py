@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .schema import LoraSettings, ObjectiveSettings, OptimSettings, Positive, SamplerOverrides, Settings
+from .schema import Positive, SamplerOverrides, Settings
+from .training import LoraSettings, ObjectiveSettings, OptimSettings
 
 Domain = Literal["linear", "views", "loop", "irreversible", "control"]
 Targets = Literal["temporal", "spatial", "all", "motion"]
@@ -16,13 +17,13 @@ Targets = Literal["temporal", "spatial", "all", "motion"]
 class PatchTraining(Settings):
     """How every patch is trained."""
 
-    steps: Positive = 2000
+    steps: Positive = 1000
     """Optimizer steps."""
-    batch_size: Positive = 4
+    batch_size: Positive = 8
     """Clips a step; a patch for both directions sees each of them both ways."""
     lora: LoraSettings = LoraSettings(targets="all", rank=16, alpha=16)
     """The adapter."""
-    optim: OptimSettings = OptimSettings(lr=4e-3, schedule="cosine", warmup_steps=30)
+    optim: OptimSettings = OptimSettings(lr=1.5e-3, schedule="cosine", warmup_steps=30)
     """The optimizer and its schedule."""
     objective: ObjectiveSettings = ObjectiveSettings(sigma_mean=2.5, sigma_std=1.2)
     """The noise: more than SVD's own training, since where things go is decided there."""
@@ -33,7 +34,7 @@ class PatchTraining(Settings):
 class FullTraining(Settings):
     """How all weights are fine-tuned, on the same clips in the same order and batches, with the same noise."""
 
-    steps: Positive = 2000
+    steps: Positive = 1000
     """Optimizer steps."""
     optim: OptimSettings = OptimSettings(lr=5e-4, schedule="cosine", warmup_steps=30)
     """The optimizer; adamw along a cosine."""

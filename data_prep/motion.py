@@ -43,6 +43,12 @@ def motion_score(frames: np.ndarray, fps: float) -> float:
     return 100 * float(np.mean(lengths)) * fps / FLOW_DIAGONAL
 
 
+def motion_ratio(video: np.ndarray, truth: np.ndarray) -> float | None:
+    """Motion score of a video over that of the truth, both at one frame rate; `None` where the truth stands still."""
+    true = motion_score(truth, 1.0)
+    return motion_score(video, 1.0) / true if true > 0 else None
+
+
 def motion_bucket(score: float) -> float:
     """Place of a motion score on SVD's scale of motion buckets, 0 to 255.
 

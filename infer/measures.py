@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import bound_psnr, inner_psnr, inner_ssim, motion_ratio, seam_gap, seam_jump
+from ..data_prep.motion import motion_ratio
+from .metrics import bound_psnr, inner_psnr, inner_ssim, seam_gap, seam_jump
 from .tracking import path_errors, track_errors
 
 

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from ..data_prep.likeness import check_shapes, psnr
-from ..data_prep.motion import motion_score
 
 WINDOW, SIGMA = 11, 1.5
 """Width and standard deviation of SSIM's Gaussian window, pixels (Wang et al. 2004)."""
@@ -43,12 +42,6 @@ def inner_ssim(video: np.ndarray, truth: np.ndarray) -> float:
 def bound_psnr(video: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
     """`psnr` of the first and last frame against the bounds `[H, W, 3]` they were generated between."""
     return psnr(video[[0, -1]], np.stack([start, end]))
-
-
-def motion_ratio(video: np.ndarray, truth: np.ndarray) -> float | None:
-    """Motion score of a video over that of the truth, both at one frame rate; `None` where the truth stands still."""
-    true = motion_score(truth, 1.0)
-    return motion_score(video, 1.0) / true if true > 0 else None
 
 
 def seam_gap(loop: np.ndarray) -> float | None:

@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.load import read_yaml, recipes
-from ..configs.schema import (
-    CacheConfig,
-    CheckpointSettings,
-    EvaluateConfig,
-    OptimSettings,
-    PrepConfig,
-    TrainConfig,
-    ValidationSettings,
-    WorldsConfig,
-)
+from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, WorldsConfig
 from ..configs.studying import StudyConfig
+from ..configs.training import CheckpointSettings, OptimSettings, TrainConfig, ValidationSettings
 from .costs import Maker, of_cache, of_evaluation, of_films, of_prep, of_training
 from .plan import MAIN, Curve, Kind, Plan, Run
 from .told import Told

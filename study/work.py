@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.load import read_yaml
-from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, Settings, TrainConfig, WorldsConfig
+from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, Settings, WorldsConfig
+from ..configs.training import TrainConfig
 from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, write_pairs
 from ..data_prep.dataset import REPORT_FILE, prepare
 from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache

@@ -1,5 +1,6 @@
 """What the tests share: real classes at tiny sizes, never stand-ins."""
 
+import inspect
 import os
 from pathlib import Path
 
@@ -30,18 +31,21 @@ def tiny_model():
 def make_patch(tiny_model, tmp_path):
     """Writes patches for the tiny model whose update is not zero, and returns their folders."""
     from trfpp.trf.base import essential_config, fingerprint, load_component
-    from trfpp.trf.patch import PatchCard, inject_patch, save_patch
+    from trfpp.trf.patch import PatchCard, inject_patch, patch_files, save_patch
+    from trfpp.trf.variants import adapter_config
 
-    def make(
-        name="patch", *, seed=1, size=0.3, targets="temporal", rank=4, alpha=8.0, rslora=False, dropout=0.0, **card
-    ):
+    known = set(inspect.signature(adapter_config).parameters)
+
+    def make(name="patch", *, seed=1, size=0.3, **settings):
         unet = load_component(tiny_model, "unet")
-        lora = dict(targets=targets, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
-        inject_patch(unet, card.get("direction", "forward"), seed=seed, **lora)
+        adapter = {"targets": "temporal", "rank": 4, "alpha": 8.0}
+        adapter |= {key: settings.pop(key) for key in known & settings.keys()}
+        card = settings
+        own = inject_patch(unet, card.get("direction", "forward"), seed=seed, **adapter)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for key, parameter in unet.named_parameters():
-                if ".lora_B." in key:
+            for parameter in (one for parameters in own.values() for one in parameters):
+                if not parameter.any():  # the factor that keeps the update at zero
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
         defaults = {
             "trfpp_version": "0",
@@ -53,7 +57,8 @@ def make_patch(tiny_model, tmp_path):
             "num_frames": 4,
             "fps": 9.0,
         }
-        save_patch(tmp_path / name, unet, PatchCard(**{**defaults, **card}))
+        made = PatchCard(**{**defaults, **card})
+        save_patch(tmp_path / name, patch_files(unet, made.direction), made)
         return tmp_path / name
 
     return make

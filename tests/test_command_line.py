@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.commands.config import load_config_from_file
 
 import trfpp
 from trfpp.__main__ import COMMANDS, main
@@ -23,10 +22,10 @@ from trfpp.configs.schema import (
     PrepConfig,
     QuickstartConfig,
     Settings,
-    TrainConfig,
     WorldsConfig,
 )
 from trfpp.configs.studying import StudyConfig
+from trfpp.configs.training import TrainConfig
 
 ROOT = Path(trfpp.__file__).parent
 MODELS = {
@@ -180,7 +179,7 @@ def test_a_bad_file_is_refused_in_a_sentence(content, said, tmp_path):
         (["stepz=1"], "unknown setting 'stepz'; did you mean 'steps'?"),
         (["steps=many"], "steps='many': Input should be a valid integer."),
         (["steps=0"], "steps=0: Input should be greater than or equal to 1."),
-        (["optim.name=sgd"], "optim.name='sgd': Input should be 'adamw' or 'adamw8bit'."),
+        (["optim.name=sgd"], "optim.name='sgd': Input should be 'adamw', 'adamw8bit', "),
         (["optim.betas=[0.1]"], "optim.betas"),
         (["optim=3", "optim.lr=1"], "optim.lr: optim was given a value of its own before"),
     ],
@@ -270,12 +269,6 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path):
     assert done.returncode == 2
     assert "not a clip dataset" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(not (ROOT / "launch").is_dir(), reason="an installed package has no machine files")
-@pytest.mark.parametrize("file", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda file: file.name)
-def test_machine_files_are_read_by_accelerate(file):
-    assert load_config_from_file(str(file)).num_processes >= 1
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="an installed package has no README")

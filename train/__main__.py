@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..configs.entry import run
-from ..configs.schema import TrainConfig
+from ..configs.training import TrainConfig
 
 
 def work(config: TrainConfig) -> int:

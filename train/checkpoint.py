@@ -3,6 +3,7 @@
     checkpoints/step-000500/
         patch.json, adapter_config.json, adapter_model.safetensors   a complete patch, usable as it is
         optimizer.safetensors                                        the optimizer's tensors
+        average.safetensors                                          the trained weights, where the patch has an average
         state.json                                                   step, digest of the settings, the rest
 
 The order of clips and every draw follow from the step alone (`train.data`), so no generator state is kept.
@@ -13,28 +14,67 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from ..trf.adapters import STATE_PREFIX, adapter_state
-from ..trf.patch import Direction, PatchCard, adapters_of, read_card, weight_files, write_patch_files
+from ..trf.adapters import load_adapter
+from ..trf.patch import (
+    Direction,
+    PatchCard,
+    PatchFiles,
+    adapters_of,
+    patch_files,
+    read_card,
+    weight_files,
+    write_patch_files,
+)
 from ..trf.replace import remove, replacing
+from .average import Average
 from .optim import optimizer_state, restore_optimizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "state.json"
 _NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a checkpoint holds of a run, copied from wherever its parts lie."""
+
+    patch: PatchFiles
+    optimizer: dict[str, Tensor]
+    numbers: dict[str, float]
+    """Plain numbers of the optimizer's state."""
+    average: dict[str, Tensor]
+    """See `Average.state`."""
+
+
+def snapshot(unet: Any, direction: Direction, optimizer: torch.optim.Optimizer, average: Average) -> Snapshot:
+    """The patch `default` and its training as they are now; of a sharded UNet all processes have to ask at once.
+
+    Args:
+        unet: with the patch.
+        direction: of the patch.
+        optimizer: the plain optimizer, not accelerate's wrapper.
+        average: whose weights the patch gets.
+    """
+    with average.applied():
+        patch = patch_files(unet, direction)
+    tensors, numbers = optimizer_state(optimizer)
+    return Snapshot(patch=patch, optimizer=tensors, numbers=numbers, average=average.state())
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    unet: Any,
+    content: Snapshot,
     card: PatchCard,
-    optimizer: torch.optim.Optimizer,
     scaler: Mapping[str, Any],
     settings: Mapping[str, Any],
     keep: int,
@@ -44,9 +84,8 @@ def save_checkpoint(
     Args:
         folder: holds all checkpoints of the run.
         step: optimizer steps done.
-        unet: with the patch `default`.
+        content: see `snapshot`.
         card: of the patch as it is now.
-        optimizer: the plain optimizer, not accelerate's wrapper.
         scaler: state of the fp16 gradient scaler, empty without one.
         settings: those a resumed run must share.
         keep: number of checkpoints kept.
@@ -56,10 +95,11 @@ def save_checkpoint(
         remove(leftover)
     with replacing(target) as beside:
         beside.mkdir()
-        write_patch_files(beside, unet, card)
-        tensors, numbers = optimizer_state(optimizer)
-        save_file(tensors, beside / OPTIMIZER_FILE)
-        state = {"step": step, "optimizer": numbers, "scaler": dict(scaler), "settings": dict(settings)}
+        write_patch_files(beside, content.patch, card)
+        if content.average:
+            save_file(content.average, beside / AVERAGE_FILE)
+        save_file(content.optimizer, beside / OPTIMIZER_FILE)
+        state = {"step": step, "optimizer": content.numbers, "scaler": dict(scaler), "settings": dict(settings)}
         (beside / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
         remove(old)
@@ -91,7 +131,11 @@ def check_binding(checkpoint: Path, settings: Mapping[str, Any]) -> None:
 
 
 def resume(
-    checkpoint: Path, unet: Any, optimizer: torch.optim.Optimizer, direction: Direction = "forward"
+    checkpoint: Path,
+    unet: Any,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    direction: Direction = "forward",
 ) -> dict[str, Any]:
     """Load a checkpoint into the patch `default` and the optimizer, to the bit; returns its state (step, scaler).
 
@@ -101,20 +145,12 @@ def resume(
     state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     if (saved := read_card(checkpoint).direction) != direction:
         raise ValueError(f"{checkpoint}: trained with direction={saved}, not {direction}; choose another output.")
-    parameters = dict(unet.named_parameters())
     for part, file in weight_files(checkpoint).items():
-        name = adapters_of(direction)[part]
-        weights = load_file(file)
-        if weights.keys() != adapter_state(unet, name).keys():
-            raise ValueError(f"{checkpoint}: its weights are not those of this adapter.")
-        with torch.no_grad():
-            for key, value in weights.items():
-                parameters[_live_name(key, name)].copy_(value)
+        try:
+            load_adapter(unet, load_file(file), adapters_of(direction)[part])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from None
+    if average.differs:
+        average.load(load_file(checkpoint / AVERAGE_FILE))
     restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER_FILE), state["optimizer"])
     return state
-
-
-def _live_name(key: str, adapter: str) -> str:
-    """Parameter name in the UNet of a saved weight: `….lora_A.weight` is `….lora_A.<adapter>.weight` there."""
-    path, _, leaf = key.removeprefix(STATE_PREFIX).rpartition(".")
-    return f"{path}.{adapter}.{leaf}"

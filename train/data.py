@@ -46,10 +46,21 @@ class Sample:
     """`(fps - 1, motion bucket, noise augmentation)`, `[3]`."""
     backward: Tensor = field(default_factory=lambda: torch.tensor(False))
     """Whether the sample runs backward in time, `[]` bool."""
+    number: Tensor = field(default_factory=lambda: torch.tensor(0))
+    """Of the sample in the run, `[]`."""
 
     def to(self, device: torch.device | str) -> Sample:
         """The same on another device."""
         return Sample(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def halves(self) -> tuple[Sample, Sample]:
+        """The first and the second half of a batch: of direction `both`, the rows that run forward and backward."""
+        half = len(self.sigma) // 2
+        first, second = (
+            Sample(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+            for rows in (slice(0, half), slice(half, None))
+        )
+        return first, second
 
     def pin_memory(self) -> Sample:
         """The same in page-locked memory; the loader calls it."""
@@ -77,12 +88,15 @@ _BACKWARD: dict[Direction, tuple[bool | None, ...]] = {
     "either": (None,),
 }
 """Whether the rows that a sample gives run backward; `None` leaves it to a coin."""
+_GUIDED = (False, True)
+"""The same where forward rows guide the backward ones."""
 
 
 class CachedSamples(Dataset[Sample]):
     """Samples by their global number `n = 0, 1, 2, …`: epoch `n // len(clips)` is one permutation of the clips.
 
-    With direction `both` every sample gives two rows of a batch, forward and backward, with the same draws.
+    With direction `both`, and with `backward` if `guided`, every sample gives two rows of a batch with the same draws,
+    forward and backward.
     """
 
     def __init__(
@@ -96,6 +110,7 @@ class CachedSamples(Dataset[Sample]):
         conditioning_dropout: float,
         seed: int,
         direction: Direction = "forward",
+        guided: bool = False,
     ) -> None:
         self.clips = list(clips)
         self.cache = cache
@@ -105,6 +120,7 @@ class CachedSamples(Dataset[Sample]):
         self.conditioning_dropout = conditioning_dropout
         self.seed = seed
         self.direction = direction
+        self.ways = _GUIDED if guided else _BACKWARD[direction]
 
     def clip_of(self, n: int) -> Clip:
         """The clip of sample `n`."""
@@ -113,11 +129,11 @@ class CachedSamples(Dataset[Sample]):
         return self.clips[int(torch.randperm(len(self.clips), generator=generator)[position])]
 
     def __getitem__(self, n: int) -> Sample:
-        return self.sample(n, _BACKWARD[self.direction][0])
+        return self.sample(n, self.ways[0])
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Sample]:
         """The rows of a batch, as the loader asks for them: all that run one way, then all that run the other."""
-        return [self.sample(n, backward) for backward in _BACKWARD[self.direction] for n in numbers]
+        return [self.sample(n, backward) for backward in self.ways for n in numbers]
 
     def sample(self, n: int, backward: bool | None) -> Sample:
         """Sample `n`, running forward or backward, or either by a fair coin of its own (`None`)."""
@@ -143,6 +159,7 @@ class CachedSamples(Dataset[Sample]):
             embedding=cached[f"{bound}.embedding"] * kept,
             added_time_ids=ids,
             backward=torch.tensor(backward),
+            number=torch.tensor(n),
         )
 
 

@@ -21,13 +21,14 @@ from ..trf.device import best_device
 from ..trf.replace import remove, replacing
 from ..trf.two_unets import BACKWARD_FOLDER
 from .base import denoising
+from .binding import binding_settings
 from .data import RankOrder, Sample, collate
-from .loop import binding_settings, make_samples
 from .plan import make_plan
+from .setup import make_samples
 from .stage import StageSettings, bind, fit
 
 if TYPE_CHECKING:
-    from ..configs.schema import TrainConfig
+    from ..configs.training import TrainConfig
 
 MODEL_FOLDER = "model"
 Way = Literal["forward", "backward"]

@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL.Image
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm.auto import tqdm
 
-from .objective import band_names, band_of
+from .guards import SKIPS, SPIKE, Guard
+from .objective import Losses, band_names, band_of
 from .validate import Outcome, save_pictures
 
 if TYPE_CHECKING:
-    from ..configs.schema import TrainConfig
+    from ..configs.training import TrainConfig
+
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_FILE = "validation.jsonl"
+ADVICE = (
+    "lower optim.lr, or run with precision=bf16 or no, or look at the clip. "
+    "The last checkpoint is whole: run again to resume from it."
+)
 
 
 class TrainingLog:
     """Collects a step's figures without waiting for the device, and writes them out every `log_every` steps."""
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig) -> None:
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, guard: Guard) -> None:
         self.accelerator = accelerator
         self.config = config
+        self.guard = guard
         self.start = 0
         """Step the run goes on from."""
-        self.grad_norm: torch.Tensor | float | None = None
+        self.grad_norm: torch.Tensor | None = None
         self.metrics: dict[str, float] = {}
-        bands = len(band_names())
-        self._sums = torch.zeros(bands, device=accelerator.device)
-        self._counts = torch.zeros(bands, device=accelerator.device)
+        self._names = [*band_names(), "forward", "backward", "fused"]
+        # Sums and numbers of losses: of each noise band, of each direction, of what is fused.
+        self._sums = torch.zeros(2, len(self._names), device=accelerator.device)
         self._steps = 0
         self._since = time.perf_counter()
 
     def __enter__(self) -> TrainingLog:
-        self.accelerator.init_trackers("log")
+        self.accelerator.init_trackers("log", init_kwargs={"wandb": {"project": "trfpp"}} if self.config.wandb else {})
         main = self.accelerator.is_main_process
         # disable=None: no bar where nobody watches, such as a log file; there each log entry is a line.
         self._bar = tqdm(
@@ -54,32 +71,58 @@ class TrainingLog:
         if self.accelerator.is_main_process:
             self.accelerator.get_tracker("tensorboard", unwrap=True).flush()
 
-    def add(self, sigma: torch.Tensor, losses: torch.Tensor) -> None:
-        """Add the losses `[B]` of one batch."""
-        bands = band_of(sigma)
-        self._sums.index_add_(0, bands, losses)
-        self._counts.index_add_(0, bands, torch.ones_like(losses))
+    def add(self, step: int, losses: Losses) -> None:
+        """Add the losses of one batch."""
+        self.guard.add(step, losses)
+        bands = len(band_names())
+        finite = losses.rows.isfinite()
+        each = torch.stack([torch.where(finite, losses.rows, 0), finite.float()])
+        self._sums.index_add_(1, band_of(losses.sigma), each)
+        self._sums.index_add_(1, bands + losses.backward.long(), each)
+        if losses.fused is not None:
+            finite = losses.fused.isfinite()
+            self._sums[:, -1] += torch.stack([torch.where(finite, losses.fused, 0).sum(), finite.sum()])
+
+    def skipped(self, step: int, in_a_row: int) -> None:
+        """Say that a step was not made since its gradient is not finite.
+
+        Raises:
+            FloatingPointError: if too many in a row were not.
+        """
+        rows = "; ".join(map(str, self.guard.last()))
+        logger.warning("step %d skipped, its gradient is not finite: %s", step, rows)
+        if in_a_row >= SKIPS:
+            raise FloatingPointError(f"{in_a_row} steps in a row had no finite gradient, {ADVICE} Last: {rows}")
 
     def step(self, done: int, clips: int, lr: float) -> None:
-        """Finish an optimizer step."""
+        """Finish an optimizer step.
+
+        Raises:
+            FloatingPointError: if a loss was not finite, naming the clips, unless such steps are skipped.
+        """
         self._bar.update()
         self._steps += 1
         if done % self.config.log_every and done != self.config.steps:
             return
-        sums, counts = self.accelerator.reduce(torch.stack([self._sums, self._counts])).tolist()
+        bad, spikes = self.guard.review()
+        for row in spikes:
+            logger.warning("a loss over %g times the usual one at its noise level: %s", SPIKE, row)
+        if self.config.on_nonfinite == "stop" and (found := gather_object(bad)):
+            raise FloatingPointError(f"a loss was not finite: {'; '.join(map(str, found[:4]))}; {ADVICE}")
+        sums, counts = self.accelerator.reduce(self._sums).tolist()
         seconds = time.perf_counter() - self._since
-        loss = sum(sums) / sum(counts)
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} by step {done}; lower optim.lr, or run with precision=bf16 or no. "
-                f"The last checkpoint is whole: run again to resume from it."
-            )
+        means = {name: total / count for name, total, count in zip(self._names, sums, counts) if count}
+        loss = sum(sums[:-3]) / max(1, sum(counts[:-3]))
         values = {
             "train/loss": loss,
             "train/learning rate": lr,
             "train/clips per second": clips * self._steps / seconds,
         }
-        values |= {f"loss by noise/{n}": s / c for n, s, c in zip(band_names(), sums, counts) if c}
+        values |= {f"loss by noise/{name}": means[name] for name in band_names() if name in means}
+        if "forward" in means and "backward" in means:
+            apart = {f"loss_{name}": means[name] for name in ("forward", "backward", "fused") if name in means}
+            values |= {f"train/{name}": mean for name, mean in apart.items()}
+            self.metrics |= {f"train {name}": mean for name, mean in apart.items()}
         if self.grad_norm is not None:
             values["train/gradient norm"] = float(self.grad_norm)
         self.accelerator.log(values, step=done)
@@ -89,7 +132,6 @@ class TrainingLog:
             rate = values["train/clips per second"]
             self.accelerator.print(f"step {done} of {self.config.steps}: loss {loss:.4f}, {rate:.2f} clips/s")
         self._sums.zero_()
-        self._counts.zero_()
         self._steps = 0
         self._since = time.perf_counter()
 
@@ -107,5 +149,24 @@ class TrainingLog:
         writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
         for name, picture in outcome.pictures.items():
             writer.add_image(f"validation/{name}", np.asarray(picture), done, dataformats="HWC")
+            writer.file_writer.add_summary(_moving(f"validation/{name}/video", outcome, name), done)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb":
+                tracker.log_images({f"validation/{n}": [picture] for n, picture in outcome.pictures.items()}, step=done)
         save_pictures(outcome, self.config.output / "validation" / f"step-{done:06d}")
+        with (self.config.output / VALIDATION_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": done, **outcome.metrics}) + "\n")
         self._bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.metrics.items()))
+
+
+def _moving(tag: str, outcome: Outcome, name: str) -> Summary:
+    """A video for TensorBoard, which shows GIF files as they are; its own writer of them needs one more package."""
+    video, buffer = outcome.videos[name], io.BytesIO()
+    frames = [PIL.Image.fromarray(frame) for frame in video]
+    frames[0].save(
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / outcome.fps[name]), loop=0
+    )
+    picture = Summary.Image(
+        height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=buffer.getvalue()
+    )
+    return Summary(value=[Summary.Value(tag=tag, image=picture)])

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data_prep.dataset import load_clips
+from ..trf.adapters import lora_layers
 from ..trf.base import empty_unet, load_config
 from ..trf.patch import inject_patch
 
 if TYPE_CHECKING:
-    from ..configs.schema import TrainConfig
+    from ..configs.training import TrainConfig
 
 
 _DIRECTIONS = {
@@ -53,7 +54,7 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     lora = config.lora
     adapters = inject_patch(unet, config.direction, **lora.model_dump())
     sizes = [sum(parameter.numel() for parameter in own) for own in adapters.values()]
-    modules = len(next(iter(adapters.values()))) // 2
+    modules = sum(1 for _ in lora_layers(unet))
     clip = train[0]
     height, width, frames = clip["height"], clip["width"], len(clip["frame_indices"])
     factor = 2 ** (len(load_config(config.model, "vae", revision=config.revision)["block_out_channels"]) - 1)
@@ -74,10 +75,12 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         f"processes = {per_step} clips",
         f"steps        {config.steps}, {epochs:.1f} epochs",
         f"direction    {_DIRECTIONS[config.direction]}",
-        f"patch        {modules} modules ({lora.targets}), rank {lora.rank}: "
+        f"patch        {lora.kind} on {modules} modules ({lora.targets}), rank {lora.rank}: "
         + (f"{len(sizes)} adapters of " if len(sizes) > 1 else "")
         + f"{sizes[0]:,} trainable parameters",
-        f"base         {config.model}: {frozen:,} frozen parameters, precision {config.precision}",
+        f"base         {config.model}: {frozen:,} frozen parameters, "
+        + (f"in {config.quantization}, " if config.quantization else "")
+        + f"precision {config.precision}",
         f"optimizer    {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}, {ramp}",
         f"output       {config.output}: checkpoint every {config.checkpoint.every} steps, "
         + (f"validation every {config.validation.every}" if validated else "no validation"),

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import torch
 
 
 def asked_of_accelerate(arguments: Sequence[str]) -> int | None:
@@ -51,6 +52,21 @@ def check_processes(running: int, expected: int | None) -> None:
                 f"{source} asks for {number} processes, but training runs on {running}. accelerate starts only one on "
                 f"CPUs; there use: ACCELERATE_USE_CPU=true torchrun --nproc_per_node {number} -m trfpp.train CONFIG."
             )
+
+
+def lost_process(error: RuntimeError, num_processes: int) -> str | None:
+    """A sentence for an error that means that a process which training needs is gone; `None` for any other."""
+    said = str(error)
+    if "DataLoader worker" in said:
+        return (
+            "a process that reads clips ended, most often for want of memory; give it more, or read in the loop with "
+            "loader_workers=0."
+        )
+    # Connections between ranks: gloo says so in words, NCCL by the type.
+    talk = isinstance(error, torch.distributed.DistBackendError) or "onnection" in said or "gloo" in said
+    if num_processes > 1 and talk:
+        return f"another of the {num_processes} processes is gone; see what it said above. ({said.splitlines()[0]})"
+    return None
 
 
 class StopRequest:

@@ -17,11 +17,13 @@ import torch
 
 from ..data_prep.dataset import clip_frames
 from ..data_prep.likeness import psnr
+from ..data_prep.motion import motion_ratio
+from ..data_prep.writing import write_video
 from ..trf.base import load_component
-from ..trf.halves import on_halves
+from ..trf.patch import PatchCard
 from ..trf.pipeline import TimeReversalFusionPipeline
 from .data import CachedSamples, collate
-from .objective import denoising_loss
+from .objective import Objective
 
 LOSS_SAMPLES = 16
 
@@ -34,6 +36,10 @@ class Outcome:
     """Scalars, means over the pairs."""
     pictures: dict[str, PIL.Image.Image]
     """By clip: truth above, generation below, evenly spaced frames from start to end."""
+    videos: dict[str, np.ndarray]
+    """By clip: truth above, generation below, uint8 `[F, 2 H, W, 3]`."""
+    fps: dict[str, float]
+    """Frames per second of each video."""
 
 
 def strip(rows: Sequence[np.ndarray], columns: int = 7) -> PIL.Image.Image:
@@ -49,6 +55,7 @@ class Validator:
         model: base model, of which VAE, CLIP tower and scheduler are used.
         revision: of a hub model.
         variant: file variant of a hub model.
+        card: of the patch, which is sampled as it says.
         clips: rows of the dataset's validation split to join the ends of.
         samples: held-out samples for the loss.
         num_inference_steps: denoising steps.
@@ -63,6 +70,7 @@ class Validator:
         model: str,
         revision: str | None,
         variant: str | None,
+        card: PatchCard,
         clips: Sequence[dict[str, Any]],
         samples: CachedSamples,
         num_inference_steps: int,
@@ -72,6 +80,7 @@ class Validator:
     ) -> None:
         self.source = dict(revision=revision, variant=variant)
         self.model = model
+        self.card = card
         self.clips = clips
         self.samples = samples
         self.num_inference_steps = num_inference_steps
@@ -92,21 +101,25 @@ class Validator:
         try:
             pipe = self._pipeline(unet)
             pictures: dict[str, PIL.Image.Image] = {}
-            inner, bounds = [], []
+            videos: dict[str, np.ndarray] = {}
+            measured: dict[str, list[float]] = {
+                name: [] for name in ("inner_psnr", "bound_psnr", "disagreement", "motion_ratio")
+            }
             for clip in self.clips:
                 if stopping():
                     return None
                 truth = clip_frames(clip)
-                video = self._generate(pipe, clip, truth)
+                video, apart = self._generate(pipe, clip, truth)
                 pictures[clip["clip_id"]] = strip([truth, video])
-                inner.append(psnr(video[1:-1], truth[1:-1]))
-                bounds.append(psnr(video[[0, -1]], truth[[0, -1]]))
-            metrics = {
-                **self._losses(unet),
-                "inner PSNR": float(np.mean(inner)),
-                "bound PSNR": float(np.mean(bounds)),
-            }
-            return Outcome(metrics, pictures)
+                videos[clip["clip_id"]] = np.concatenate([truth, video], axis=1)
+                measured["inner_psnr"].append(psnr(video[1:-1], truth[1:-1]))
+                measured["bound_psnr"].append(psnr(video[[0, -1]], truth[[0, -1]]))
+                measured["disagreement"].append(apart)
+                if (moved := motion_ratio(video, truth)) is not None:
+                    measured["motion_ratio"].append(moved)
+            metrics = {name: float(np.mean(values)) for name, values in measured.items() if values}
+            fps = {clip["clip_id"]: clip["fps"] for clip in self.clips}
+            return Outcome(self._losses(unet) | metrics, pictures, videos, fps)
         finally:
             for name in ("vae", "image_encoder"):
                 if name in self._companions:
@@ -115,17 +128,20 @@ class Validator:
 
     @torch.no_grad()
     def _losses(self, unet: Any) -> dict[str, float]:
-        """Held-out loss on the same few draws every time; for two adapters the mean, and that of each."""
-        rows = []
+        """Held-out loss on the same few draws every time; for two adapters also that of each, and the fused one."""
+        objective = Objective(direction=self.card.direction, dtype=self.dtype, rotated=self.card.rotated_attention)
+        rows, fused = [], []
         for n in range(LOSS_SAMPLES):
             batch = collate(self.samples.__getitems__([n])).to(self.device)
-            with on_halves(unet, batch.backward):
-                rows.append(denoising_loss(unet, batch, self.dtype))
-        losses = {"loss": float(torch.cat(rows).mean())}
-        if self.samples.direction == "both":
+            with objective.losses(unet, unet, batch, 0) as losses:
+                rows.append(losses.rows)
+                fused.append(losses.fused)
+        means = {"loss": float(torch.cat(rows).mean())}
+        if self.card.direction == "both":
             forward, backward = torch.stack(rows).mean(0)
-            losses |= {"loss forward": float(forward), "loss backward": float(backward)}
-        return losses
+            means |= {"loss_forward": float(forward), "loss_backward": float(backward)}
+            means["loss_fused"] = float(torch.cat([one for one in fused if one is not None]).mean())
+        return means
 
     def _pipeline(self, unet: Any) -> TimeReversalFusionPipeline:
         for name in ("vae", "image_encoder", "feature_extractor", "scheduler"):
@@ -135,11 +151,15 @@ class Validator:
         for name in ("vae", "image_encoder"):
             self._companions[name].to(self.device)
         pipe.set_progress_bar_config(disable=True)
+        pipe.cards = {"default": self.card}
         return pipe
 
-    def _generate(self, pipe: TimeReversalFusionPipeline, clip: dict[str, Any], truth: np.ndarray) -> np.ndarray:
+    def _generate(
+        self, pipe: TimeReversalFusionPipeline, clip: dict[str, Any], truth: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """The video between a clip's bounds, and how far its halves disagreed."""
         start, end = (PIL.Image.fromarray(truth[i]) for i in (0, -1))
-        frames = pipe(
+        made = pipe(
             start,
             end,
             height=truth.shape[1],
@@ -149,15 +169,17 @@ class Validator:
             fps=clip["fps"],
             motion_bucket_id=clip["motion_bucket"],
             generator=torch.Generator().manual_seed(self.seed),
-            low_memory=True,  # beside the optimizer there is less room than at inference
+            # Beside the optimizer there is less room than at inference.
+            low_memory=not self.card.rotated_attention,
             decode_chunk_size=8,
             output_type="np",
-        ).frames[0]
-        return np.asarray((frames * 255).round(), dtype=np.uint8)
+        )
+        return np.asarray((made.frames[0] * 255).round(), dtype=np.uint8), float(made.disagreement[0])
 
 
 def save_pictures(outcome: Outcome, folder: Path) -> None:
-    """Write the pictures as PNG files into `folder`."""
+    """Write the pictures as PNG files and the videos as MP4 files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in outcome.pictures.items():
         picture.save(folder / f"{name}.png")
+        write_video(folder / f"{name}.mp4", outcome.videos[name], outcome.fps[name])

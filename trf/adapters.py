@@ -15,40 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .sharding import assign, whole
+from .variants import adapter_config
+
 Scale = float | tuple[float, float]
 """Strength of an adapter: 1 is as trained, 0 is not at all; a pair is for forward rows and for backward rows."""
 
 STATE_PREFIX = "base_model.model."
 """PEFT's prefix of every weight in a saved adapter."""
-
-# SVD's cross-attention sees one CLIP token, so its softmax is constant and attn2.to_q / to_k get no gradient: left out.
-_ATTENTION = r"(attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_v|to_out\.0))"
-_FEED_FORWARD = r"(ff|ff_in)\.net\.(0\.proj|2)"
-TARGET_PRESETS: dict[str, str] = {
-    "temporal": rf".*\.temporal_transformer_blocks\.\d+\.({_ATTENTION}|{_FEED_FORWARD})",
-    "spatial": rf".*\.transformer_blocks\.\d+\.({_ATTENTION}|{_FEED_FORWARD})",
-    "all": rf".*\.(temporal_)?transformer_blocks\.\d+\.({_ATTENTION}|{_FEED_FORWARD})",
-    # What Generative Inbetweening trains (arXiv 2408.15239).
-    "motion": r".*\.temporal_transformer_blocks\.\d+\.attn1\.(to_v|to_out\.0)",
-}
-"""Regular expressions, matched against whole module names of the UNet."""
-
-
-def target_pattern(targets: str) -> str:
-    """Regular expression of a preset (one of `TARGET_PRESETS`), or `targets` itself if it is one already.
-
-    Raises:
-        ValueError: if `targets` is neither a preset nor a valid regular expression.
-    """
-    if targets in TARGET_PRESETS:
-        return TARGET_PRESETS[targets]
-    try:
-        re.compile(targets)
-    except re.error as error:
-        raise ValueError(
-            f"targets={targets!r}: neither a preset ({', '.join(TARGET_PRESETS)}) nor a regular expression: {error}."
-        ) from None
-    return targets
 
 
 def scale_pair(scale: Scale) -> tuple[float, float]:
@@ -63,55 +37,36 @@ def scale_pair(scale: Scale) -> tuple[float, float]:
     return float(both[0]), float(both[1])
 
 
-def inject(
-    unet: Any,
-    *,
-    targets: str,
-    rank: int,
-    alpha: float,
-    rslora: bool = False,
-    dropout: float = 0.0,
-    seed: int = 0,
-    name: str = "default",
-) -> list[nn.Parameter]:
-    """Put a fresh LoRA into the UNet, in place, and freeze everything else.
+def inject(unet: Any, *, seed: int = 0, name: str = "default", **adapter: Any) -> list[nn.Parameter]:
+    """Put a fresh adapter into the UNet, in place, and freeze everything else.
 
     Args:
         unet: a `UNetSpatioTemporalConditionModel`.
-        targets: preset or regular expression, see `target_pattern`.
-        rank: rank of the update.
-        alpha: scale of the update: `alpha / rank`, or `alpha / sqrt(rank)` with `rslora` (arXiv 2312.03732).
-        rslora: see `alpha`.
-        dropout: dropout on the adapter's input.
         seed: of the initial weights. The update itself starts at zero.
         name: adapter name.
+        adapter: see `variants.adapter_config`.
 
     Returns:
         The trainable parameters, float32.
 
     Raises:
-        ValueError: if no module matches.
+        ValueError: for an adapter that cannot be, if no module matches, or if its kind cannot act on one that does.
     """
-    from peft import LoraConfig
     from peft.functional import cast_adapter_dtype, inject_adapter_in_model
 
-    pattern = target_pattern(targets)
-    if not any(re.fullmatch(pattern, key) for key, _ in unet.named_modules()):
+    config = adapter_config(**adapter)
+    if not any(re.fullmatch(config.target_modules, key) for key, _ in unet.named_modules()):
         raise ValueError(
-            f"targets={targets!r}: matches no module of the UNet; see a module's full name in unet.named_modules()."
+            f"targets={adapter['targets']!r}: matches no module of the UNet; "
+            "see a module's full name in unet.named_modules()."
         )
     unet.requires_grad_(False)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        use_rslora=rslora,
-        lora_dropout=dropout,
-        target_modules=pattern,
-        bias="none",
-    )
-    with torch.random.fork_rng(devices=[]), _second_adapter_wanted():
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, unet, name)
+    try:
+        with torch.random.fork_rng(devices=[]), _second_adapter_wanted():
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, unet, name)
+    except (TypeError, ValueError) as error:  # PEFT's ways to say that a kind does not know a module's type
+        raise ValueError(f"targets={adapter['targets']!r}: not for this kind of adapter: {error}") from None
     cast_adapter_dtype(unet, name)
     unet.train(unet.training)  # new modules start in training mode, whatever the model is in
     return adapter_parameters(unet, name)
@@ -119,24 +74,37 @@ def inject(
 
 def adapter_parameters(unet: Any, name: str = "default") -> list[nn.Parameter]:
     """The parameters of one adapter, in the order of the UNet's modules."""
-    return [
-        parameter
-        for _, layer in lora_layers(unet)
-        for matrices in (layer.lora_A, layer.lora_B)
-        if name in matrices
-        for parameter in matrices[name].parameters()
-    ]
+    return list(adapter_weights(unet, name).values())
+
+
+def adapter_weights(unet: Any, name: str = "default") -> dict[str, nn.Parameter]:
+    """The live parameters of one adapter under the names that PEFT saves them by, such as `<module>.lora_A.weight`."""
+    weights: dict[str, nn.Parameter] = {}
+    for path, layer in lora_layers(unet):
+        for part in dict.fromkeys(layer.adapter_layer_names):
+            held = getattr(layer, part, {})
+            if name not in held:
+                continue
+            own = held[name]
+            if isinstance(own, nn.Parameter):
+                weights[f"{path}.{part}"] = own
+            elif part == "lora_magnitude_vector":  # a module that PEFT saves as what it was before, a parameter
+                weights[f"{path}.{part}"] = own.weight
+            else:
+                weights |= {f"{path}.{part}.{leaf}": value for leaf, value in own.named_parameters()}
+    return weights
 
 
 def adapter_state(unet: Any, name: str = "default") -> dict[str, Tensor]:
-    """The adapter's weights under PEFT's names (`base_model.model.<module>.lora_A.weight`), contiguous, on the CPU."""
-    from peft.functional import get_peft_model_state_dict
+    """A copy of the adapter's weights under PEFT's names (`base_model.model.<module>.lora_A.weight`), on the CPU.
 
-    state = get_peft_model_state_dict(unet, adapter_name=name)
-    return {f"{STATE_PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+    Of a sharded UNet all processes have to ask at once; each gets all of it.
+    """
+    weights = adapter_weights(unet, name).items()
+    return {f"{STATE_PREFIX}{key}": whole(value.detach()).to("cpu", copy=True).contiguous() for key, value in weights}
 
 
-def add_adapter(unet: Any, config: Any, state: Mapping[str, Tensor], name: str) -> list[str]:
+def add_adapter(unet: Any, config: Any, state: Mapping[str, Tensor], name: str) -> None:
     """Put a trained adapter in, frozen, float32, and active at scale 1 beside those active already.
 
     Args:
@@ -145,10 +113,10 @@ def add_adapter(unet: Any, config: Any, state: Mapping[str, Tensor], name: str) 
         state: its weights, under PEFT's names.
         name: adapter name.
 
-    Returns:
-        Names of the weights that configuration and state do not agree on; empty when all is well.
+    Raises:
+        ValueError: if they are not the weights of such an adapter in this UNet, which is left as it was.
     """
-    from peft.functional import cast_adapter_dtype, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.functional import cast_adapter_dtype, inject_adapter_in_model
 
     scales = active_scales(unet)
     # PEFT freezes the base. That alone lets PyTorch choose other kernels, so a frozen base rounds differently: undo it.
@@ -158,13 +126,35 @@ def add_adapter(unet: Any, config: Any, state: Mapping[str, Tensor], name: str) 
         inject_adapter_in_model(config, unet, name)
     cast_adapter_dtype(unet, name)
     unet.train(unet.training)  # new modules start in training mode, where dropout is on
-    own = {key.removeprefix(STATE_PREFIX): value for key, value in state.items()}
-    result = set_peft_model_state_dict(unet, own, adapter_name=name)
-    expected = adapter_state(unet, name)
+    try:
+        load_adapter(unet, state, name)
+    except ValueError:
+        remove_adapters(unet, [name])
+        raise
+    finally:
+        for parameter, flag in grads:
+            parameter.requires_grad_(flag)
     set_scales(unet, {**scales, name: 1.0})
-    for parameter, flag in grads:
-        parameter.requires_grad_(flag)
-    return sorted({*(expected.keys() ^ state.keys()), *result.unexpected_keys})
+
+
+def load_adapter(unet: Any, state: Mapping[str, Tensor], name: str = "default") -> None:
+    """Give an adapter in the UNet the weights that `adapter_state` returned, to the bit.
+
+    Raises:
+        ValueError: if they are not those of this adapter.
+    """
+    live = {f"{STATE_PREFIX}{key}": parameter for key, parameter in adapter_weights(unet, name).items()}
+    if strange := [key for key in state if key not in live]:
+        raise ValueError(f"{len(strange)} of its {len(state)} tensors belong nowhere in this UNet, first {strange[0]}.")
+    if missing := [key for key in live if key not in state]:
+        raise ValueError(
+            f"{len(missing)} of the {len(live)} tensors of such an adapter are missing, first {missing[0]}."
+        )
+    for key, value in state.items():
+        if value.shape != live[key].shape:
+            raise ValueError(f"{key} is {tuple(value.shape)}, but in this UNet it has to be {tuple(live[key].shape)}.")
+    for key, value in state.items():
+        assign(live[key], value)
 
 
 @contextmanager
@@ -215,16 +205,11 @@ def set_scales(unet: Any, scales: Mapping[str, Scale], *, trainable: bool = Fals
     """Make exactly these adapters active, each at its scale, frozen unless `trainable`.
 
     Raises:
-        ValueError: for an adapter that is not there or cannot act on one half, or while adapters are fused into the
-            weights.
+        ValueError: for an adapter that is not there, or while adapters are fused into the weights.
     """
     pairs = {name: scale_pair(scale) for name, scale in scales.items()}
     uneven = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     _check_free(unet, scales)
-    for _, layer in lora_layers(unet):
-        for name in uneven:
-            if name in layer.lora_variant or layer.lora_bias.get(name):
-                raise ValueError(f"{name!r} is more than a plain LoRA; it can only act on both halves alike.")
     for _, layer in lora_layers(unet):
         layer.set_adapter(list(scales), inference_mode=not trainable)
         for name, (forward, _) in pairs.items():

@@ -1,13 +1,14 @@
 """Adapters that act on one half of TRF's batch: on the rows that run forward in time, or on those that run backward.
 
-Both halves lie in one UNet call, so an adapter's contribution is scaled row by row. Whatever a layer of SVD's UNet
-sees, contexts included, the batch is its slowest dimension (`[B, C]`, `[B F, C, h, w]`, `[B, C, F, h, w]`,
-`[B h w, F, C]`): each of the B rows is one run of equal length.
+Both halves lie in one UNet call, so a plain LoRA's contribution is scaled row by row; with other kinds each layer is
+called once for the rows of either direction. Whatever a layer of SVD's UNet sees, contexts included, the batch is its
+slowest dimension (`[B, C]`, `[B F, C, h, w]`, `[B, C, F, h, w]`, `[B h w, F, C]`): each of the B rows is one run of
+equal length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -38,12 +39,22 @@ def on_halves(unet: Any, backward: Tensor) -> Iterator[None]:
             hooks.enter_context(unet.rows(backward))
         if uneven := uneven_scales(unet):
             _check_whole_batches(unet)
-            scales = {name: torch.where(backward, pair[1], pair[0]) for name, pair in uneven.items()}
+            factors = {name: torch.where(backward, pair[1], pair[0]) for name, pair in uneven.items()}
             for _, layer in lora_layers(unet):
-                for name in scales.keys() & layer.lora_A.keys():
-                    # B A x is linear in A x, which has only `rank` channels: that is where scaling it costs least.
-                    hooks.callback(layer.lora_A[name].register_forward_hook(_scale_rows(scales[name])).remove)
+                own = [name for name in uneven if name in layer.scaling]
+                if all(_is_plain(layer, name) for name in own):
+                    for name in own:
+                        # B A x is linear in A x, which has only `rank` channels: that is where scaling costs least.
+                        hooks.callback(layer.lora_A[name].register_forward_hook(_scale_rows(factors[name])).remove)
+                else:
+                    layer.forward = _in_two_calls(layer, layer.forward, {name: uneven[name] for name in own}, backward)
+                    hooks.callback(delattr, layer, "forward")
         yield
+
+
+def _is_plain(layer: Any, name: str) -> bool:
+    """Whether an adapter adds `B A x` to the layer's output and nothing else."""
+    return name in getattr(layer, "lora_A", {}) and name not in layer.lora_variant and not layer.lora_bias.get(name)
 
 
 def _scale_rows(scales: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
@@ -52,6 +63,40 @@ def _scale_rows(scales: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
         return (rows * scales.to(output.dtype).view(-1, *[1] * output.ndim)).flatten(0, 1)
 
     return hook
+
+
+def _in_two_calls(
+    layer: Any, forward: Callable[..., Tensor], pairs: Mapping[str, tuple[float, float]], backward: Tensor
+) -> Callable[..., Tensor]:
+    """The layer's forward for adapters of any kind: the rows of either direction apart, each with its own scales."""
+    ways = [(~backward).nonzero().flatten(), backward.nonzero().flatten()]
+    home = torch.cat(ways).argsort()
+
+    def split(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows = inputs.unflatten(0, (len(backward), -1))
+        parts = []
+        for way, numbers in enumerate(ways):
+            if len(numbers):
+                with _acting(layer, {name: pair[way] for name, pair in pairs.items()}):
+                    part = forward(rows[numbers].flatten(0, 1), *args, **kwargs)
+                parts.append(part.unflatten(0, (len(numbers), -1)))
+        return torch.cat(parts)[home].flatten(0, 1)
+
+    return split
+
+
+@contextmanager
+def _acting(layer: Any, scales: Mapping[str, float]) -> Iterator[None]:
+    """Let a layer's adapters act at these scales, at zero not at all: what multiplies weights is no base at scale 0."""
+    active, before = layer.active_adapters, {name: layer.scaling[name] for name in scales}
+    layer._active_adapter = [name for name in active if scales.get(name) != 0]
+    for name, scale in scales.items():
+        layer.set_scale(name, scale)
+    try:
+        yield
+    finally:
+        layer._active_adapter = active
+        layer.scaling.update(before)
 
 
 def _check_whole_batches(unet: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from .adapters import (
-    STATE_PREFIX,
     Scale,
     active_scales,
     adapter_names,
@@ -74,6 +74,7 @@ class PatchCard(BaseModel):
     unet_config: dict[str, Any] = Field(description="The base UNet's config, to say what differs.")
     domain: str = Field("", description="What the patch was trained on, in words.")
     direction: Direction = Field("forward", description="Direction of time in training.")
+    rotated_attention: bool = Field(False, description="Whether backward rows attend in time as forward ones, turned.")
     height: int = Field(description="Training height, pixels.")
     width: int = Field(description="Training width, pixels.")
     num_frames: int = Field(description="Frames of a training clip.")
@@ -111,7 +112,7 @@ def adapter_scales(direction: Direction, name: str = "default", scale: Scale = 1
 
 
 def inject_patch(
-    unet: Any, direction: Direction = "forward", *, seed: int = 0, name: str = "default", **lora: Any
+    unet: Any, direction: Direction = "forward", *, seed: int = 0, name: str = "default", **adapter: Any
 ) -> dict[str, list[nn.Parameter]]:
     """Put a fresh patch into the UNet, in place: the adapters of its direction, trainable, and everything else frozen.
 
@@ -120,37 +121,57 @@ def inject_patch(
         direction: of time in training.
         seed: of the initial weights. An adapter trained backward starts the same alone and beside a forward one.
         name: of the patch.
-        lora: see `adapters.inject`.
+        adapter: see `variants.adapter_config`.
 
     Returns:
         The trainable parameters of each adapter, by its name in the UNet.
 
     Raises:
-        ValueError: if no module matches.
+        ValueError: for an adapter that cannot be, or that cannot act on this UNet.
     """
     scales = adapter_scales(direction, name)
-    for adapter, scale in scales.items():
+    for own, scale in scales.items():
         meant_backward = scale_pair(scale)[0] == 0
-        inject(unet, seed=derived_seed(seed, "backward") if meant_backward else seed, name=adapter, **lora)
+        own_seed = derived_seed(seed, "backward") if meant_backward else seed
+        inject(unet, seed=own_seed, name=own, **adapter)
     set_scales(unet, scales, trainable=True)
-    return {adapter: adapter_parameters(unet, adapter) for adapter in scales}
+    return {own: adapter_parameters(unet, own) for own in scales}
 
 
-def save_patch(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
-    """Write the patch `name` and its card as a patch folder; one already there is replaced at the end."""
+@dataclass(frozen=True)
+class PatchFiles:
+    """What a patch's folder holds besides its card, by the sub-folders of its adapters."""
+
+    configs: dict[str, Any]
+    """PEFT's configurations."""
+    states: dict[str, dict[str, Tensor]]
+    """The weights, under PEFT's names."""
+
+
+def patch_files(unet: Any, direction: Direction, name: str = "default") -> PatchFiles:
+    """The patch `name` as it is now, copied; of a sharded UNet all processes have to ask at once."""
+    adapters = adapters_of(direction, name)
+    return PatchFiles(
+        configs={part: unet.peft_config[adapter] for part, adapter in adapters.items()},
+        states={part: adapter_state(unet, adapter) for part, adapter in adapters.items()},
+    )
+
+
+def save_patch(folder: Path, files: PatchFiles, card: PatchCard) -> None:
+    """Write a patch and its card as a patch folder; one already there is replaced at the end."""
     with replacing(folder) as beside:
         beside.mkdir()
-        write_patch_files(beside, unet, card, name)
+        write_patch_files(beside, files, card)
 
 
-def write_patch_files(folder: Path, unet: Any, card: PatchCard, name: str = "default") -> None:
+def write_patch_files(folder: Path, files: PatchFiles, card: PatchCard) -> None:
     """Write a patch's files into an existing folder."""
     from safetensors.torch import save_file
 
-    for part, adapter in adapters_of(card.direction, name).items():
+    for part, config in files.configs.items():
         (folder / part).mkdir(exist_ok=True)
-        unet.peft_config[adapter].save_pretrained(str(folder / part))
-        save_file(adapter_state(unet, adapter), folder / part / WEIGHTS_FILE, metadata={"format": "pt"})
+        config.save_pretrained(str(folder / part))
+        save_file(files.states[part], folder / part / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -248,7 +269,7 @@ def load_patch(unet: Any, folder: str | Path, name: str = "default", scale: Scal
         FileNotFoundError: if the folder is no patch.
         ValueError: if the patch does not fit the UNet, matches nothing, or the name is taken.
     """
-    from peft import LoraConfig
+    from peft import PeftConfig
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -260,39 +281,15 @@ def load_patch(unet: Any, folder: str | Path, name: str = "default", scale: Scal
         raise ValueError(f"a patch named {name!r} is loaded already; unload it or choose another name.")
     scales = {**active_scales(unet), **adapter_scales(card.direction, name, scale)}
     states = {part: load_file(folder / part / WEIGHTS_FILE) for part in adapters_of(card.direction)}
-    for part, state in states.items():
-        _check_state(state, unet, folder / part)
     try:
         for part, adapter in adapters_of(card.direction, name).items():
-            config = LoraConfig.from_pretrained(str(folder / part))
-            if unfilled := add_adapter(unet, config, states[part], adapter):
-                raise ValueError(f"{folder / part}: {CONFIG_FILE} and {WEIGHTS_FILE} disagree, first at {unfilled[0]}.")
+            config = PeftConfig.from_pretrained(str(folder / part))
+            try:
+                add_adapter(unet, config, states[part], adapter)
+            except ValueError as error:
+                raise ValueError(f"{folder / part}: {error}") from None
         set_scales(unet, scales)
     except ValueError:
         remove_adapters(unet, set(adapters_of(card.direction, name).values()) & set(adapter_names(unet)))
         raise
     return card
-
-
-def _check_state(state: Mapping[str, Tensor], unet: Any, folder: Path) -> None:
-    modules: dict[str, Any] = dict(unet.named_modules())
-    matched = 0
-    for key, value in state.items():
-        module_name = key.removeprefix(STATE_PREFIX).rsplit(".lora_", 1)[0]
-        module = modules.get(module_name)
-        if module is None:
-            continue
-        matched += 1
-        weight = getattr(module, "base_layer", module).weight
-        axis = 1 if ".lora_A." in key else 0
-        expected = weight.shape[axis]
-        if value.shape[axis] != expected:
-            raise ValueError(
-                f"{folder}: {key} is {tuple(value.shape)}, but the model's {module_name} has {expected} there."
-            )
-    if not state or not matched:
-        raise ValueError(f"{folder}: none of its {len(state)} tensors belongs to a module of this UNet.")
-    if matched < len(state):
-        raise ValueError(
-            f"{folder}: {len(state) - matched} of its {len(state)} tensors belong to no module of this UNet."
-        )

@@ -86,6 +86,15 @@ class PatchesMixin:
         adapters.unfuse(self.unet)
 
     @property
+    def rotated_attention(self) -> bool:
+        """Whether an active patch was trained with rotated temporal attention on the backward half."""
+        return any(
+            self.cards[name].rotated_attention
+            for name, (_, backward) in self.patch_scales.items()
+            if name in self.cards and backward
+        )
+
+    @property
     def recommended(self) -> dict[str, Any]:
         """Sampler settings that the active patches recommend; of several patches, the one loaded last decides."""
         recommended: dict[str, Any] = {}

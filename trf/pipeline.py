@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
+from .attention import rotated_attention
 from .base import model_location
 from .conditioning import encode_clip, encode_condition, micro_conditioning
 from .edm import denoised, preconditioning
@@ -259,6 +261,9 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose pil, np, pt or latent.")
+        rotated = self.rotated_attention
+        if rotated and low_memory:
+            raise ValueError("a patch with rotated attention needs both directions in one UNet call; no low_memory.")
         device = self._execution_device
         guidance = settings.max_guidance_scale > 1
 
@@ -329,7 +334,10 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             outputs = []
             for rows in torch.arange(len(inputs)).split(rows_per_call):
                 part = slice(int(rows[0]), int(rows[-1]) + 1)
-                with on_halves(self.unet, backward_rows[part]):
+                with ExitStack() as contexts:
+                    contexts.enter_context(on_halves(self.unet, backward_rows[part]))
+                    if rotated:
+                        contexts.enter_context(rotated_attention(self.unet, backward_rows[part]))
                     v = self.unet(
                         inputs[part], timesteps[level], embeddings[part], added_time_ids=ids[part], return_dict=False
                     )[0]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from trfpp.data_prep.likeness import HIGHEST_PSNR, psnr
+from trfpp.data_prep.motion import motion_ratio
 from trfpp.infer.metrics import (
     bound_psnr,
     inner_psnr,
     inner_ssim,
-    motion_ratio,
     seam_gap,
     seam_jump,
     ssim,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
-from trfpp.configs.schema import TrainConfig
+from trfpp.configs.training import TrainConfig
 from trfpp.data_prep.dataset import prepare
 from trfpp.data_prep.latents import CacheKey, build_cache, finish_cache
 from trfpp.data_prep.procedural import write_world

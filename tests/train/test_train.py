@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -17,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trfpp.data_prep.dataset import load_clips, prepare
 from trfpp.data_prep.procedural import write_world
+from trfpp.train.objective import Objective
 from trfpp.train.processes import check_processes
 from trfpp.trf.patch import read_card, weight_files
 
@@ -71,7 +74,7 @@ def test_a_run_leaves_a_patch_a_log_pictures_and_its_settings(config, train_here
     assert card.fps == pytest.approx(median(load_clips(run.data, "train")["fps"]), abs=1e-3)
     assert card.motion is not None
     assert card.motion.motion_bucket_median > 0
-    assert {"train loss", "validation loss", "validation inner PSNR"} <= card.metrics.keys()
+    assert {"train loss", "validation loss", "validation inner_psnr"} <= card.metrics.keys()
     assert all(float(value.abs().max()) > 0 for key, value in weights(patch).items() if "lora_B" in key)
 
     log = EventAccumulator(str(run.output / "log")).Reload()
@@ -79,7 +82,7 @@ def test_a_run_leaves_a_patch_a_log_pictures_and_its_settings(config, train_here
     assert {"train/loss", "train/learning rate", "train/gradient norm", "train/clips per second"} <= set(scalars)
     assert any(name.startswith("loss by noise/") for name in scalars)
     assert [event.step for event in log.Scalars("train/loss")] == [2, 4, 6]
-    assert len(log.Tags()["images"]) == 1
+    assert len(log.Tags()["images"]) == 2  # frames side by side, and a video
     steps = [path.name for path in sorted((run.output / "validation").iterdir())]
     assert steps == ["step-000000", "step-000003", "step-000006"]
     assert all(len(list((run.output / "validation" / step).glob("*.png"))) == 1 for step in steps)
@@ -123,14 +126,14 @@ def test_two_directions_leave_a_patch_with_both_and_a_log_of_each(config, train_
     patch = train_here(run)
     card = read_card(patch)
     assert (card.direction, card.training_steps) == ("both", 6)
-    named = {f"{when} loss{way}" for when in ("train", "validation") for way in ("", " forward", " backward")}
+    named = {f"{when} loss{way}" for when in ("train", "validation") for way in ("", "_forward", "_backward")}
     assert named <= card.metrics.keys()
     for when in ("train", "validation"):
-        loss, forward, backward = (card.metrics[f"{when} loss{way}"] for way in ("", " forward", " backward"))
+        loss, forward, backward = (card.metrics[f"{when} loss{way}"] for way in ("", "_forward", "_backward"))
         assert loss == pytest.approx((forward + backward) / 2, rel=1e-5)
         assert forward != backward
     scalars = EventAccumulator(str(run.output / "log")).Reload()
-    assert [event.step for event in scalars.Scalars("train/loss forward")] == [2, 4, 6]
+    assert [event.step for event in scalars.Scalars("train/loss_forward")] == [2, 4, 6]
     said = capsys.readouterr().out
     assert "both: every clip as filmed for one adapter, and reversed in time for another" in said
     size = sum(value.numel() for value in adapter(patch, "forward").values())
@@ -249,7 +252,7 @@ def test_no_vae_and_no_clip_tower_are_loaded_for_training(config, train_here, mo
 
 PROGRAM = """
 import json, os, random, signal, sys, yaml
-from trfpp.configs.schema import TrainConfig
+from trfpp.configs.training import TrainConfig
 from trfpp.train import checkpoint, loop
 config = TrainConfig.model_validate_json(json.dumps(yaml.safe_load(open(sys.argv[1]))))
 def die(*args, **kwargs):
@@ -265,13 +268,14 @@ if where == "saving":
         real_save(tensors, path)
     checkpoint.save_file = save_file
 else:
-    real_loss, calls = loop.denoising_loss, []
-    def denoising_loss(*args, **kwargs):
+    from trfpp.train.objective import Objective
+    real_losses, calls = Objective.losses, []
+    def losses(*args):
         calls.append(1)
         if len(calls) == number:
             die()
-        return real_loss(*args, **kwargs)
-    loop.denoising_loss = denoising_loss
+        return real_losses(*args)
+    Objective.losses = losses
 loop.train(config)
 """
 
@@ -334,17 +338,18 @@ def test_a_signal_saves_first_and_the_run_goes_on(config, train_elsewhere, train
 
 
 def test_a_stop_request_skips_validation(config, train_here, monkeypatch):
-    from trfpp.train import loop
+    from trfpp.train.loop import Stopped
 
     run = config(steps=4, validation={"every": 1, "pairs": 1, "num_inference_steps": 1})
-    real = loop.denoising_loss
+    real = Objective.losses
 
-    def ask(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args, **kwargs)
+    def ask(self, model, unet, batch, step):
+        if torch.is_grad_enabled():  # not in the validation before the first step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, model, unet, batch, step)
 
-    monkeypatch.setattr(loop, "denoising_loss", ask)
-    with pytest.raises(loop.Stopped):
+    monkeypatch.setattr(Objective, "losses", ask)
+    with pytest.raises(Stopped):
         train_here(run)
     assert [path.name for path in (run.output / "validation").iterdir()] == ["step-000000"]
     assert [path.name for path in (run.output / "checkpoints").iterdir()] == ["step-000001"]
@@ -369,15 +374,15 @@ def test_a_failing_validation_loses_no_checkpoint(config, train_here, monkeypatc
 
 
 def test_weights_that_are_not_finite_are_not_saved(config, train_here, monkeypatch):
-    from trfpp.train import loop
+    real, calls = Objective.losses, []
 
-    real, calls = loop.denoising_loss, []
-
-    def spoil(*args, **kwargs):
+    @contextmanager
+    def spoil(*args):
         calls.append(1)
-        return real(*args, **kwargs) * (float("nan") if len(calls) == 3 else 1)
+        with real(*args) as losses:
+            yield replace(losses, total=losses.total * (float("nan") if len(calls) == 3 else 1))
 
-    monkeypatch.setattr(loop, "denoising_loss", spoil)
+    monkeypatch.setattr(Objective, "losses", spoil)
     run = config(steps=6, log_every=6, checkpoint={"every": 1, "keep": 2})
     with pytest.raises(FloatingPointError, match="not finite at step 3, which was not saved"):
         train_here(run)
@@ -414,9 +419,9 @@ def test_a_schedule_that_looks_ahead_binds_the_number_of_steps(config, train_her
 
 
 def test_without_held_out_clips_there_is_no_validation(config, train_here, monkeypatch, capsys):
-    from trfpp.train import loop, plan
+    from trfpp.train import plan, setup
 
-    for module in (loop, plan):
+    for module in (setup, plan):
         real = module.load_clips
         monkeypatch.setattr(
             module,
@@ -443,13 +448,24 @@ def test_two_processes_equal_one_with_twice_the_accumulation(config, train_elsew
     assert relative(weights(run.output / "patch"), uninterrupted) <= 1e-5
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_goes_on_in_another_number_of_processes(config, train_elsewhere, uninterrupted, first):
+    for processes, steps in ((first, 4), (3 - first, 8)):
+        run = config("moved", gradient_accumulation=2 // processes, steps=steps)
+        launcher = TORCHRUN if processes == 2 else (sys.executable,)
+        code, out, err = finish(train_elsewhere(run, launcher, ACCELERATE_USE_CPU="true"))
+        assert code == 0, err
+    assert "resumed from" in out
+    assert relative(weights(run.output / "patch"), uninterrupted) <= 1e-5
+
+
 def test_two_processes_train_both_directions(config, train_elsewhere, train_here):
     run = config("two", gradient_accumulation=1, steps=4, direction="both")
     code, _, err = finish(train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true"))
     assert code == 0, err
     one = train_here(config("one", gradient_accumulation=2, steps=4, direction="both"))
     assert relative(weights(run.output / "patch"), weights(one)) <= 1e-5
-    names = [f"train loss{way}" for way in ("", " forward", " backward")]
+    names = [f"train loss{way}" for way in ("", "_forward", "_backward", "_fused")]
     ours, theirs = ([read_card(folder).metrics[name] for name in names] for folder in (run.output / "patch", one))
     assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -459,18 +475,19 @@ def test_both_ranks_hold_the_same_weights(config, train_elsewhere, tmp_path):
     program = tmp_path / "ranks.py"
     program.write_text(
         "import sys, torch, yaml\n"
-        "from trfpp.configs.schema import TrainConfig\n"
+        "from trfpp.configs.training import TrainConfig\n"
         "from trfpp.train import loop\n"
         "from safetensors.torch import save_file\n"
         "import os, json\n"
         "rank = os.environ['RANK']\n"
         "seen = []\n"
-        "real = loop.denoising_loss\n"
-        "def watch(model, batch, dtype):\n"
+        "from trfpp.train.objective import Objective\n"
+        "real = Objective.losses\n"
+        "def watch(self, model, unet, batch, step):\n"
         "    seen.append([float(batch.sigma.sum()), float(batch.noise.sum()), float(batch.latents.sum())])\n"
         "    watch.model = model\n"
-        "    return real(model, batch, dtype)\n"
-        "loop.denoising_loss = watch\n"
+        "    return real(self, model, unet, batch, step)\n"
+        "Objective.losses = watch\n"
         "from trfpp.train.data import CachedSamples\n"
         "clips, clip_of = [], CachedSamples.clip_of\n"
         "CachedSamples.clip_of = lambda self, n: (clips.append(clip_of(self, n).clip_id), clip_of(self, n))[1]\n"

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
-from trfpp.trf.patch import base_of, inject_patch, load_patch, read_card, save_patch, weight_files
+from trfpp.trf.patch import base_of, inject_patch, load_patch, patch_files, read_card, save_patch, weight_files
+from trfpp.trf.variants import TARGET_PRESETS
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def relative(one, other):
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.parametrize("preset", adapters.TARGET_PRESETS)
+@pytest.mark.parametrize("preset", TARGET_PRESETS)
 def test_every_targeted_module_gets_a_gradient(unet, preset):
     """The context is one token, so attn2.to_q and to_k would get none: no preset holds them."""
     parameters = adapters.inject(unet, targets=preset, rank=2, alpha=2)
@@ -58,13 +59,16 @@ def test_cross_attention_queries_are_dead(unet):
 
 def test_presets_cover_what_they_say(unet):
     names = [name for name, _ in unet.named_modules()]
-    matched = {p: {n for n in names if re.fullmatch(r, n)} for p, r in adapters.TARGET_PRESETS.items()}
+    matched = {p: {n for n in names if re.fullmatch(r, n)} for p, r in TARGET_PRESETS.items()}
     assert matched["all"] == matched["temporal"] | matched["spatial"]
     assert not matched["temporal"] & matched["spatial"]
     assert matched["motion"] < matched["temporal"]
     linear = {n for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "transformer_blocks" in n}
     dead = {n for n in linear if re.search(r"attn2\.to_[qk]$", n)}
     assert matched["all"] == linear - dead
+    convolutions = {n for n, m in unet.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)}
+    assert matched["conv"] == {n for n in convolutions if re.search(r"_res_block\.conv\d$", n)}
+    assert matched["all_conv"] == matched["all"] | matched["conv"]
 
 
 def test_fresh_adapter_changes_nothing_and_is_seeded(unet, tiny_model):
@@ -137,7 +141,7 @@ def test_a_patch_that_lacks_a_direction_is_refused(unet, make_patch):
     folder = make_patch(direction="both")
     rewrite(folder / "backward", lambda state: dict(list(state.items())[1:]))
     before = output(unet)
-    with pytest.raises(ValueError, match=r"backward: .* disagree"):
+    with pytest.raises(ValueError, match=r"backward: .* are missing"):
         load_patch(unet, folder)
     assert adapters.adapter_names(unet) == []
     assert torch.equal(output(unet), before)
@@ -228,10 +232,10 @@ def rewrite(folder, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda state: {k.replace("temporal", "missing"): v for k, v in state.items()}, "none of its"),
-        (lambda state: dict(list(state.items())[1:]), "disagree"),
-        (lambda state: {**state, "base_model.model.nowhere.lora_A.weight": torch.zeros(2, 2)}, "no module"),
-        (lambda state: {k: v[:, :-1].clone() if "lora_A" in k else v for k, v in state.items()}, "has 32 there"),
+        (lambda state: {k.replace("temporal", "missing"): v for k, v in state.items()}, "belong nowhere in this UNet"),
+        (lambda state: dict(list(state.items())[1:]), "adapter are missing"),
+        (lambda state: {**state, "base_model.model.nowhere.lora_A.weight": torch.zeros(2, 2)}, "1 of its .* nowhere"),
+        (lambda state: {k: v[:, :-1].clone() if "lora_A" in k else v for k, v in state.items()}, "it has to be"),
     ],
 )
 def test_damaged_weights_are_refused_and_the_model_left_alone(unet, make_patch, change, said):
@@ -260,8 +264,6 @@ def test_broken_cards_and_folders_say_what_is_wrong(make_patch, tmp_path):
 def test_unknown_names_and_patterns_are_named(unet, make_patch):
     with pytest.raises(ValueError, match="matches no module"):
         adapters.inject(unet, targets="nothing_like_it", rank=2, alpha=2)
-    with pytest.raises(ValueError, match="neither a preset"):
-        adapters.target_pattern("(")
     load_patch(unet, make_patch(), "one")
     with pytest.raises(ValueError, match=r"named 'two'.*one"):
         adapters.set_scales(unet, {"two": 1.0})
@@ -307,6 +309,6 @@ def test_a_patch_is_replaced_at_once_or_not_at_all(unet, make_patch, monkeypatch
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
-        save_patch(folder, unet, card)
+        save_patch(folder, patch_files(unet, card.direction), card)
     assert (folder / "adapter_model.safetensors").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

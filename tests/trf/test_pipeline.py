@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from trfpp import TimeReversalFusionPipeline
 from trfpp.trf.adapters import add_adapter
+from trfpp.trf.attention import rotated_attention
 from trfpp.trf.base import load_component
 
 SMALL = {
@@ -188,7 +189,7 @@ def apart(tiny_model, monkeypatch):
         halves = [load_component(tiny_model, "unet").eval() for _ in range(2)]
         for unet, part in zip(halves, ("forward", "backward")):
             state = load_file(folder / part / "adapter_model.safetensors")
-            assert add_adapter(unet, LoraConfig.from_pretrained(str(folder / part)), state, "it") == []
+            add_adapter(unet, LoraConfig.from_pretrained(str(folder / part)), state, "it")
 
         def forward(sample, timestep, context, added_time_ids, return_dict):
             backward = torch.tensor([False, True]).repeat_interleave(pairs).repeat(2 if guidance else 1)
@@ -399,3 +400,28 @@ def test_disagreement_is_reported_of_each_video(pipe):
     for row, (pair, seed) in enumerate(zip(pairs, (1, 2))):
         alone = pipe(*pair, generator=seeded(seed), **arguments).disagreement
         assert relative(alone, both[row : row + 1]) < 1e-3
+
+
+def test_a_patch_with_rotated_attention_is_sampled_so(clean, make_patch):
+    """As the plain patch whose pipeline's UNet is called inside the block; not where the patch leaves the backward half."""
+    draws = dict(max_guidance_scale=3.0)
+    plain, turned = (
+        make_patch("plain", direction="both"),
+        make_patch("turned", direction="both", rotated_attention=True),
+    )
+    clean.load_patch(plain)
+    usual = latents(clean, picture(0), picture(1), generator=seeded(5), **draws)
+    backward = torch.tensor([False, True]).repeat(2)  # forward and backward, without and with conditions
+    with rotated_attention(clean.unet, backward):
+        expected = latents(clean, picture(0), picture(1), generator=seeded(5), **draws)
+    clean.unload_patches()
+    clean.load_patch(turned)
+    assert torch.equal(latents(clean, picture(0), picture(1), generator=seeded(5), **draws), expected)
+    assert relative(usual, expected) > 1e-3
+    with pytest.raises(ValueError, match="no low_memory"):
+        latents(clean, picture(0), picture(1), generator=seeded(5), low_memory=True)
+    clean.set_patches({"turned": (1.0, 0.0)})
+    forward = latents(clean, picture(0), picture(1), generator=seeded(5), low_memory=True)
+    clean.unload_patches()
+    clean.load_patch(plain, scale=(1.0, 0.0))
+    assert relative(latents(clean, picture(0), picture(1), generator=seeded(5)), forward) < 1e-4

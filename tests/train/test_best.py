@@ -1,0 +1,68 @@
+"""The best validation and patience: which counts as better, what resuming sees again, and whole runs that stop early."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trfpp.train.best import Best, replay, trim
+from trfpp.trf.patch import read_card
+
+VALIDATION = {"every": 1, "pairs": 1, "num_inference_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [("inner_psnr", [20, 22, 21, float("nan"), 22], 2), ("loss", [0.3, 0.2, float("nan"), 0.25, 0.1], 5)],
+)
+def test_the_best_is_the_highest_or_lowest_and_patience_counts_from_it(metric, values, best):
+    follower = Best(metric, patience=3)
+    for step, value in enumerate(values, 1):
+        follower.update(step, {metric: value})
+    assert follower.step == best
+    assert follower.since == len(values) - best
+    assert follower.exhausted == (follower.since >= 3)
+    assert not Best(metric).exhausted
+
+
+def test_replaying_gives_the_same_and_trimming_drops_what_comes_again(tmp_path):
+    file, whole = tmp_path / "metrics.jsonl", Best("loss", 2)
+    rows = [{"step": step, "loss": loss} for step, loss in ((0, 0.1), (2, 0.5), (4, 0.4), (6, 0.45), (8, 0.46))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replay(whole, file, 8)
+    assert (whole.step, whole.since, whole.exhausted) == (4, 2, True)  # the base model, step 0, does not count
+    part = Best("loss", 2)
+    replay(part, file, 6)
+    assert (part.step, part.since) == (4, 1)
+    trim(file, 6)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 2, 4, 6]
+    replay(Best("loss"), tmp_path / "nothing.jsonl", 8)
+
+
+def test_a_run_that_gets_no_better_stops_and_stays_stopped(config, train_here, capsys):
+    """At a hopeless rate the first step is the best."""
+    run = config(steps=6, optim={"lr": 3.0}, validation={**VALIDATION, "best": "loss", "patience": 2})
+    patch = train_here(run)
+    rows = [json.loads(line) for line in (run.output / "validation.jsonl").read_text().splitlines()]
+    assert {"inner_psnr", "bound_psnr", "disagreement", "motion_ratio", "loss"} <= rows[0].keys()
+    losses = [row["loss"] for row in rows]
+    at = losses.index(min(losses[1:]))
+    assert [row["step"] for row in rows] == list(range(at + 3))
+    assert read_card(patch).training_steps == at + 2 < 6
+    assert f"no validation since step {at} had a better loss" in capsys.readouterr().out
+    best = read_card(run.output / "best")
+    assert (best.training_steps, best.metrics["validation loss"]) == (at, pytest.approx(losses[at]))
+    (log,) = (EventAccumulator(str(run.output / "log")).Reload(),)
+    (clip,) = {name for name in log.Tags()["images"] if name.endswith("/video")}
+    assert log.Images(clip)[0].encoded_image_string[:3] == b"GIF"
+    assert len(list((run.output / "validation" / "step-000001").glob("*.mp4"))) == 1
+
+    before = load_file(patch / "adapter_model.safetensors")
+    train_here(run)
+    assert "all steps are done" in capsys.readouterr().out
+    after = load_file(patch / "adapter_model.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    more = config(steps=6, optim={"lr": 3.0}, validation={**VALIDATION, "best": "loss"})
+    assert read_card(train_here(more)).training_steps == 6

@@ -1,0 +1,133 @@
+"""Every direction, kind of adapter, quantisation and optimizer trains, is saved and loaded again as the same thing, and
+goes on from a checkpoint as if it had not stopped; what cannot work together says so at once."""
+
+import shutil
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from trfpp.configs.training import LoraSettings, OptimSettings, TrainConfig
+from trfpp.data_prep.latents import find_cache
+from trfpp.train.setup import make_validator
+from trfpp.trf.base import load_component
+from trfpp.trf.patch import load_patch, read_card, weight_files
+from trfpp.trf.quantization import Quantization, quantize
+
+STEPS = 20
+
+
+def choices(model, field):
+    return get_args(model.model_fields[field].annotation)
+
+
+def lr(name):
+    # Prodigy has hardly found its rate after so few steps.
+    return 100.0 if name == "prodigy" else 1e-2
+
+
+RUNS = {
+    **{f"direction {one}": {"direction": one} for one in choices(TrainConfig, "direction")},
+    **{f"kind {one}": {"lora": {"kind": one}} for one in choices(LoraSettings, "kind")},
+    **{f"{one} both": {"lora": {"kind": one}, "direction": "both"} for one in choices(LoraSettings, "kind")[1:]},
+    **{f"optimizer {one}": {"optim": {"name": one, "lr": lr(one)}} for one in choices(OptimSettings, "name")},
+    **{one: {"quantization": one} for one in get_args(Quantization)},
+    "dora nf4": {"lora": {"kind": "dora"}, "quantization": "nf4"},
+    **{
+        f"{one} fp8 both": {"lora": {"kind": one}, "quantization": "fp8", "direction": "both"}
+        for one in ("dora", "lokr")
+    },
+    "nf4 both adamw8bit": {"quantization": "nf4", "direction": "both", "optim": {"name": "adamw8bit"}},
+    "convolutions": {"lora": {"targets": "all_conv"}},
+    "dora on convolutions": {"lora": {"targets": "conv", "kind": "dora"}},
+    "rslora and lora plus": {"lora": {"rslora": True, "dropout": 0.1}, "optim": {"lora_plus": 8.0}},
+    "ema": {"ema": 0.9, "direction": "both"},
+    "fusion": {"objective": {"fusion": 0.5}, "direction": "both"},
+    "fusion, alternating": {"objective": {"fusion": 0.5, "alternate_directions": True}, "direction": "both"},
+    **{f"rotated {one}": {"objective": {"rotated_attention": True}, "direction": one} for one in ("backward", "both")},
+}
+
+
+def weights(patch):
+    return {
+        f"{part}:{key}": value for part, file in weight_files(patch).items() for key, value in load_file(file).items()
+    }
+
+
+def base_of(run):
+    unet = load_component(run.model, "unet")
+    if run.quantization is not None:
+        quantize(unet, run.quantization)
+    return unet
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", RUNS)
+def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
+    validation = {"every": STEPS, "pairs": 1, "num_inference_steps": 2}
+    run = config("whole", steps=STEPS, checkpoint={"every": 10, "keep": 2}, validation=validation, **RUNS[name])
+    patch = train_here(run)
+    trained = weights(patch)
+    assert all(value.isfinite().all() for value in trained.values())
+    metrics = read_card(patch).metrics
+
+    validator = make_validator(
+        run, find_cache(run.data, run.model), read_card(patch), torch.float32, torch.device("cpu")
+    )
+    base = validator.run(base_of(run)).metrics
+    unet = base_of(run)
+    load_patch(unet, patch)
+    again = validator.run(unet).metrics
+    again.pop("motion_ratio")  # optical flow magnifies rounding
+    assert {key: metrics[f"validation {key}"] for key in again} == pytest.approx(again, rel=1e-4)
+    assert abs(base["loss"] / again["loss"] - 1) > 1e-3  # it is the patch that is compared
+
+    shutil.copytree(run.output / "checkpoints" / "step-000010", tmp_path / "resumed" / "checkpoints" / "step-000010")
+    resumed = weights(train_here(config("resumed", steps=STEPS, checkpoint={"every": 10}, **RUNS[name])))
+    assert all(torch.equal(trained[key], resumed[key]) for key in trained)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lora": {"kind": "loha"}, "quantization": "nf4"}, "loha needs whole weights, not nf4"),
+        ({"lora": {"kind": "lokr"}, "quantization": "int8"}, "lokr needs whole weights, not int8"),
+        ({"lora": {"kind": "dora"}, "quantization": "int8"}, "which int8 cannot give"),
+        ({"lora": {"kind": "loha", "rslora": True}}, "neither rslora nor dropout"),
+        ({"lora": {"kind": "lokr"}, "optim": {"lora_plus": 4.0}}, "no second matrices"),
+        ({"objective": {"fusion": 0.5}}, "set direction=both"),
+        ({"objective": {"alternate_directions": True}, "direction": "either"}, "set direction=both"),
+        ({"objective": {"rotated_attention": True}}, "set direction=backward or both"),
+        (
+            {"objective": {"rotated_attention": True, "alternate_directions": True}, "direction": "both"},
+            "needs both directions in one call",
+        ),
+        ({"optim": {"name": "prodigy", "lr": 1e-4}}, "set optim.lr=1"),
+        ({"optim": {"name": "adamw_schedulefree", "schedule": "cosine"}}, "averages the weights itself"),
+        ({"optim": {"name": "adamw_schedulefree"}, "ema": 0.9}, "averages the weights itself"),
+    ],
+)
+def test_what_cannot_work_together_is_said_before_anything_loads(config, settings, said):
+    with pytest.raises(ValidationError, match=said):
+        config(**settings)
+
+
+def test_a_kind_that_cannot_act_on_the_targets_is_said_by_the_plan(config, train_here):
+    with pytest.raises(ValueError, match="targets='conv': not for this kind of adapter"):
+        train_here(config(lora={"kind": "loha", "targets": "conv"}, dry_run=True))
+
+
+def test_a_warm_start_begins_where_the_other_run_ended(config, train_here):
+    first = config("first", ema=0.9)
+    patch = train_here(first)
+    still = config("still", start_from=patch, steps=1, optim={"lr": 1e-30, "weight_decay": 0.0})
+    started = weights(train_here(still))
+    assert all(torch.equal(value, started[key]) for key, value in weights(patch).items())
+    with pytest.raises(ValueError, match=r"not an adapter like the one to train, .* has to be"):
+        train_here(config("other", start_from=patch, lora={"rank": 3}))
+    with pytest.raises(ValueError, match="of direction forward, not both"):
+        train_here(config("turned", start_from=patch, direction="both"))
+    with pytest.raises(FileNotFoundError, match="not a patch folder"):
+        train_here(config("nowhere", start_from=patch.parent))

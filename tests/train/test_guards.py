@@ -1,0 +1,156 @@
+"""What goes wrong in a run: bad losses are laid to their clips; a full disk, a dead worker and a lost rank leave a sentence
+and a last checkpoint that can be gone on from."""
+
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from trfpp.train.checkpoint import list_checkpoints
+from trfpp.train.guards import SPIKE, Guard
+from trfpp.train.objective import Losses, Objective
+from trfpp.trf.patch import read_card
+
+NAN = float("nan")
+
+
+def losses(*values, sigma=1.0):
+    rows = torch.tensor(values)
+    return Losses(
+        total=rows.mean(),
+        rows=rows,
+        sigma=torch.full_like(rows, sigma),
+        backward=torch.arange(len(values)) % 2 == 1,
+        numbers=torch.arange(len(values)) + 10,
+    )
+
+
+def test_bad_rows_are_named_and_outstanding_ones_too():
+    guard = Guard("clip {}".format)
+    guard.add(1, losses(0.5, 0.7))
+    guard.add(2, losses(0.6, NAN, float("inf")))
+    bad, spikes = guard.review()
+    assert [str(row) for row in bad] == [
+        "clip clip 11 (reversed, sigma 1) at step 2: loss nan",
+        "clip clip 12 (as filmed, sigma 1) at step 2: loss inf",
+    ]
+    assert spikes == []  # nothing was usual yet
+    guard.add(3, losses(0.6, 0.6 * SPIKE * 0.9, 0.6 * SPIKE * 1.1))
+    guard.add(4, losses(0.6 * SPIKE * 1.1, sigma=20.0))  # another noise level, with a usual loss of its own
+    bad, spikes = guard.review()
+    assert bad == []
+    assert [(row.step, row.clip) for row in spikes] == [(3, "clip 12")]
+    assert guard.review() == ([], [])
+
+
+def spoiling(monkeypatch, steps):
+    """Makes the loss of a training step not finite."""
+    real = Objective.losses
+
+    @contextmanager
+    def spoil(self, model, unet, batch, step):
+        with real(self, model, unet, batch, step) as found:
+            factor = NAN if step in steps and torch.is_grad_enabled() else 1.0
+            yield replace(found, total=found.total * factor, rows=found.rows * factor)
+
+    monkeypatch.setattr(Objective, "losses", spoil)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_clip(config, train_here, monkeypatch):
+    spoiling(monkeypatch, {3})
+    run = config(steps=6, checkpoint={"every": 1, "keep": 3})
+    with pytest.raises(FloatingPointError, match=r"not finite: clip \S+ \(as filmed, sigma \S+\) at step 3: loss nan"):
+        train_here(run)
+    assert [path.name for path in list_checkpoints(run.output / "checkpoints")][-1] == "step-000003"
+
+
+def test_such_steps_can_be_skipped_and_are_as_if_they_had_not_been(config, train_here, monkeypatch, caplog):
+    whole = config("whole", steps=6, on_nonfinite="skip", log_every=1)
+    spoiling(monkeypatch, {2, 3})
+    with caplog.at_level(logging.WARNING):
+        patch = train_here(whole)
+    said = [record.message for record in caplog.records if "skipped" in record.message]
+    assert [message.split(",")[0] for message in said] == ["step 2 skipped", "step 3 skipped"]
+    assert all("clip linear-" in message for message in said)
+    assert read_card(patch).training_steps == 6
+    spoiling(monkeypatch, set(range(100)))
+    with pytest.raises(FloatingPointError, match="20 steps in a row"):
+        train_here(config("hopeless", steps=40, on_nonfinite="skip"))
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_from_the_checkpoint_before(config, train_elsewhere, tmp_path):
+    run = config(steps=4, checkpoint={"every": 2}, lora={"targets": "all", "rank": 16})
+    settings = tmp_path / "full.yaml"
+    settings.write_text(yaml.safe_dump(run.model_dump(mode="json")))
+    code, _, err = finish(train_elsewhere(run.model_copy(update={"steps": 2})))
+    assert code == 0, err
+    size = (run.output / "patch" / "adapter_model.safetensors").stat().st_size
+    full = subprocess.run(
+        [sys.executable, "-m", "trfpp.train", str(settings)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert full.returncode == 2
+    assert "step-000004 was not saved:" in full.stderr
+    assert "Those before it are whole" in full.stderr
+    assert [path.name for path in list_checkpoints(run.output / "checkpoints")] == ["step-000002"]
+    assert not list((run.output / "checkpoints").glob(".*"))
+    code, out, err = finish(train_elsewhere(run))
+    assert code == 0, err
+    assert "resumed from" in out
+
+
+def finish(process, seconds=180):
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def wait_for_checkpoint(run, process):
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(run.output / "checkpoints") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+
+
+def test_a_dead_loader_worker_is_said(config, train_elsewhere):
+    run = config(steps=100_000, loader_workers=1, checkpoint={"every": 5, "keep": 1})
+    process = train_elsewhere(run)
+    wait_for_checkpoint(run, process)
+    (worker,) = psutil.Process(process.pid).children()
+    worker.kill()
+    code, _, err = finish(process)
+    assert code == 2, err
+    assert "a process that reads clips ended" in err
+    assert "run again to resume from it" in err
+    assert "Traceback" not in err
+    (last,) = list_checkpoints(run.output / "checkpoints")
+    done = int(last.name.removeprefix("step-"))
+    code, out, err = finish(train_elsewhere(run.model_copy(update={"steps": done + 2, "loader_workers": 0})))
+    assert code == 0, err
+    assert f"resumed from {last}" in out
+
+
+def test_a_lost_rank_is_said_by_those_that_are_left(config, train_elsewhere):
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    run = config(steps=100_000, checkpoint={"every": 5, "keep": 1})
+    process = train_elsewhere(run, launcher, ACCELERATE_USE_CPU="true")
+    wait_for_checkpoint(run, process)
+    ranks = {rank.environ()["RANK"]: rank for rank in psutil.Process(process.pid).children()}
+    ranks["0"].send_signal(signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code != 0
+    assert "trfpp train: another of the 2 processes is gone" in err
+    assert list_checkpoints(run.output / "checkpoints")

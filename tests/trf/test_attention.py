@@ -1,0 +1,94 @@
+"""Rotated attention against its definition: attention maps written out, turned by 180 degrees, times the backward values."""
+
+import pytest
+import torch
+from diffusers.models.attention import TemporalBasicTransformerBlock
+
+from trfpp.trf.attention import RotatedAttention, rotated_attention
+from trfpp.trf.base import load_component
+
+BACKWARD = torch.tensor([False, False, True, True])
+PIXELS, FRAMES = 6, 5
+
+
+@pytest.fixture
+def unet(tiny_model):
+    return load_component(tiny_model, "unet").eval()
+
+
+@pytest.fixture
+def attention(unet):
+    return next(module for module in unet.modules() if isinstance(module, TemporalBasicTransformerBlock)).attn1
+
+
+@pytest.fixture
+def hidden(attention):
+    return torch.randn(
+        len(BACKWARD) * PIXELS, FRAMES, attention.to_q.in_features, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def heads(attention, tensor):
+    return tensor.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+
+@torch.no_grad()
+def test_it_is_the_forward_map_turned_by_180_degrees(attention, hidden):
+    forward, backward = hidden.chunk(2)
+    query, key = (heads(attention, project(forward)) for project in (attention.to_q, attention.to_k))
+    maps = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+    values = heads(attention, attention.to_v(backward))
+    expected = attention.to_out[0]((maps.flip(-1, -2) @ values).transpose(1, 2).flatten(2))
+    ours = RotatedAttention(BACKWARD)(attention, hidden)
+    torch.testing.assert_close(ours[len(backward) :], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours[: len(forward)], attention(forward), rtol=1e-5, atol=1e-6)
+    assert float((ours - attention(hidden))[len(backward) :].norm() / expected.norm()) > 0.01
+
+
+@torch.no_grad()
+def test_of_a_film_and_its_reverse_nothing_changes(attention, hidden):
+    """Attention commutes with reversal, so the rotated map is then the backward film's own."""
+    forward = hidden.chunk(2)[0]
+    both = torch.cat([forward, forward.flip(1)])
+    ours = RotatedAttention(BACKWARD)(attention, both)
+    torch.testing.assert_close(ours, attention(both), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours[len(forward) :].flip(1), ours[: len(forward)], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_rows_in_any_order_belong_together_by_their_number(attention, hidden):
+    order = torch.tensor([2, 0, 3, 1])  # backward, forward, backward, forward
+    mixed = hidden.unflatten(0, (4, -1))[order].flatten(0, 1)
+    ours = RotatedAttention(BACKWARD[order])(attention, mixed).unflatten(0, (4, -1))
+    plain = RotatedAttention(BACKWARD)(attention, hidden).unflatten(0, (4, -1))
+    torch.testing.assert_close(ours, plain[order], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_backward_rows_stay_out_of_the_forward_queries(attention, hidden):
+    hidden = hidden.requires_grad_()
+    ours = RotatedAttention(BACKWARD)(attention, hidden)
+    ours[len(ours) // 2 :].sum().backward()
+    forward, backward = hidden.grad.chunk(2)
+    assert not forward.any()
+    assert backward.any()
+
+
+@torch.no_grad()
+def test_in_the_unet_only_the_backward_rows_change_and_nothing_stays(unet):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(len(BACKWARD), *shape, generator=generator)
+
+    rows = normal(5, 8, 8, 12), normal(), normal(1, 32), 20 * normal(3).abs()
+    usual = unet(*rows).sample
+    with rotated_attention(unet, BACKWARD):
+        rotated = unet(*rows).sample
+    assert torch.equal(unet(*rows).sample, usual)
+    torch.testing.assert_close(rotated[:2], usual[:2], rtol=1e-4, atol=1e-5)
+    assert float((rotated - usual)[2:].norm() / usual[2:].norm()) > 1e-3
+    with (
+        pytest.raises(ValueError, match="rows of both directions in one UNet call"),
+        rotated_attention(unet, torch.tensor([True, True])),
+    ):
+        pass

@@ -1,0 +1,54 @@
+"""Which settings two runs must share for one to continue the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..data_prep.dataset import load_clips
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from ..configs.training import TrainConfig
+
+# Settings a resumed run may change: they touch neither the weights nor the order of clips (steps: see below).
+_FREE = {
+    "output",
+    "data",
+    "cache",
+    "steps",
+    "log_every",
+    "checkpoint",
+    "validation",
+    "loader_workers",
+    "num_processes",
+    "sampler",
+    "dry_run",
+    "domain",
+    "wandb",
+    "on_nonfinite",
+}
+# Their product is what counts, and is compared in their place.
+_BATCH = {"batch_size", "gradient_accumulation"}
+
+
+def binding_settings(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    """The settings two runs must share for one to continue the other, by dotted name."""
+    values = dict(_leaves(config.model_dump(mode="json", exclude=_FREE | _BATCH)))
+    clips = load_clips(config.data, "train")
+    columns = ("clip_id", "fps", "motion_bucket", "height", "width")
+    rows = json.dumps([list(clips[name]) for name in columns])
+    values["clips in data"] = hashlib.sha256(rows.encode()).hexdigest()[:12]
+    values["clips per step"] = plan.clips_per_step
+    # A constant rate does not look ahead, so such a run may be given more steps.
+    return values if config.optim.schedule == "constant" else {**values, "steps": config.steps}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,158 @@
+"""What a training run is made of, each part from the settings: processes, cached samples, validator, patch card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from safetensors.torch import load_file
+
+from ..data_prep.dataset import load_clips
+from ..data_prep.latents import CacheKey, build_cache, finish_cache
+from ..data_prep.motion import statistics
+from ..data_prep.plan import Split
+from ..trf.adapters import load_adapter
+from ..trf.base import essential_config, fingerprint, load_config, resolved_revision
+from ..trf.patch import PatchCard, adapters_of, check_fit, read_card, weight_files
+from ..version import __version__
+from .data import CachedSamples, Clip
+from .objective import Objective
+from .plan import Plan
+from .validate import Validator
+
+if TYPE_CHECKING:
+    from ..configs.training import TrainConfig
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Precision, tracker and process group of a run."""
+    return Accelerator(
+        mixed_precision=config.precision,
+        log_with=["tensorboard", "wandb"] if config.wandb else "tensorboard",
+        project_dir=str(config.output),
+        # Said here, or a launcher's environment would divide the gradient a second time.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=config.objective.alternate_directions),
+            # Ranks wait for validation on the first one, and for each other's share of the cache.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+        ],
+    )
+
+
+def make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
+    """Cache the dataset's conditioning on all processes; returns its folder."""
+    key = CacheKey(model=config.model, revision=config.revision, variant=config.variant)
+    folder = build_cache(
+        config.data,
+        key,
+        device=accelerator.device,
+        progress=accelerator.is_main_process,
+        share=(accelerator.process_index, accelerator.num_processes),
+    )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        finish_cache(config.data, key)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def make_samples(config: TrainConfig, cache: Path, split: Split, dropout: bool = True) -> CachedSamples:
+    """Samples of one split of the dataset; without `dropout` the conditions are always there."""
+    clips = load_clips(config.data, split)
+    columns = zip(clips["clip_id"], clips["fps"], clips["motion_bucket"])
+    return CachedSamples(
+        [Clip(*values) for values in columns],
+        cache,
+        scaling_factor=load_config(config.model, "vae", revision=config.revision)["scaling_factor"],
+        sigma_mean=config.objective.sigma_mean,
+        sigma_std=config.objective.sigma_std,
+        conditioning_dropout=config.objective.conditioning_dropout if dropout else 0.0,
+        seed=config.seed,
+        direction=config.direction,
+        guided=config.objective.rotated_attention,
+    )
+
+
+def make_objective(config: TrainConfig, dtype: torch.dtype) -> Objective:
+    """What a run's batches are trained by."""
+    return Objective(
+        direction=config.direction,
+        dtype=dtype,
+        fusion=config.objective.fusion,
+        alternate=config.objective.alternate_directions,
+        rotated=config.objective.rotated_attention,
+    )
+
+
+def make_validator(
+    config: TrainConfig, cache: Path, card: PatchCard, dtype: torch.dtype, device: torch.device
+) -> Validator:
+    """The validator of a run, on the first held-out clips, of patches such as `card` describes."""
+    clips = load_clips(config.data, "validation")
+    return Validator(
+        model=config.model,
+        revision=config.revision,
+        variant=config.variant,
+        card=card,
+        clips=[clips[i] for i in range(min(config.validation.pairs, len(clips)))],
+        samples=make_samples(config, cache, "validation", dropout=False),
+        num_inference_steps=config.validation.num_inference_steps,
+        seed=config.validation.seed,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -> PatchCard:
+    """The patch card of a run, as far as it is known before training."""
+    clips = load_clips(config.data, "train")
+    resolved = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return PatchCard(
+        trfpp_version=__version__,
+        base_model=config.model,
+        base_revision=resolved_revision(config.model, config.revision),
+        unet_fingerprint=fingerprint(unet_config),
+        unet_config=essential_config(unet_config),
+        domain=config.domain,
+        direction=config.direction,
+        rotated_attention=config.objective.rotated_attention,
+        height=plan.height,
+        width=plan.width,
+        num_frames=plan.num_frames,
+        fps=round(float(np.median(clips["fps"])), 3),
+        motion=statistics(clips["motion_score"], clips["motion_bucket"]),
+        sampler=config.sampler.model_dump(exclude_none=True),
+        training_digest=hashlib.sha256(resolved.encode()).hexdigest(),
+    )
+
+
+def warm_start(unet: Any, config: TrainConfig) -> None:
+    """Give the fresh adapters in the UNet the weights of the patch `config.start_from`.
+
+    Raises:
+        FileNotFoundError: if it is no patch.
+        ValueError: if it was made for another UNet, or its adapters are not such as these.
+    """
+    folder = config.start_from
+    assert folder is not None
+    card = read_card(folder)
+    check_fit(card, unet.config, folder)
+    if card.direction != config.direction:
+        raise ValueError(f"start_from={str(folder)!r}: of direction {card.direction}, not {config.direction}.")
+    for part, file in weight_files(folder).items():
+        try:
+            load_adapter(unet, load_file(file), adapters_of(card.direction)[part])
+        except ValueError as error:
+            raise ValueError(
+                f"start_from={str(folder)!r}: not an adapter like the one to train, {error} Give the settings in lora "
+                "that it was trained with."
+            ) from None
