@@ -10,6 +10,7 @@ settings.json                   what a run must have to go on here
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
 
 MODEL_FOLDER = "model"
 Way = Literal["forward", "backward"]
-ONLY = {"direction": "both", "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "no"}
-ONLY_OPTIM = {"name": "adamw", "schedule": "cosine"}
+ONLY: dict[str, Any] = {
+    "direction": "both", "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "no",
+    "quantization": None, "ema": 0.0, "start_from": None, "on_nonfinite": "stop",
+    "optim.name": "adamw", "optim.schedule": "cosine", "optim.lora_plus": 1.0,
+    "objective.fusion": 0.0, "objective.alternate_directions": False, "objective.rotated_attention": False,
+}  # fmt: skip
 """All there is here of some settings; it is asked for so that none is ignored."""
 
 
@@ -50,11 +55,8 @@ def fine_tune(config: TrainConfig) -> Path:
         ValueError: for settings that cannot work, a dataset that is not cached, or an output made with others.
         StageStopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    for name, value, only in (
-        *((name, getattr(config, name), only) for name, only in ONLY.items()),
-        *((f"optim.{name}", getattr(config.optim, name), only) for name, only in ONLY_OPTIM.items()),
-    ):
-        if value != only:
+    for name, only in ONLY.items():
+        if (value := attrgetter(name)(config)) != only:
             raise ValueError(f"{name}={value}: fine-tuning all weights knows {only} only.")
     cache = config.cache or find_cache(config.data, config.model, config.revision)
     if cache is None:
