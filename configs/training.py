@@ -180,6 +180,8 @@ class TrainConfig(OnModel):
             raise ValueError("objective.rotated_attention is about backward clips; set direction=backward or both")
         if objective.rotated_attention and objective.alternate_directions:
             raise ValueError("objective.rotated_attention needs both directions in one call; no alternate_directions")
+        if self.validation.best == "loss_fused" and self.direction != "both":
+            raise ValueError("validation.best=loss_fused is about two adapters; set direction=both")
         if optim.name == "prodigy" and optim.lr < 0.1:
             raise ValueError(
                 f"optim.name=prodigy finds the rate itself, and lr={optim.lr:g} is a factor on it; set optim.lr=1"

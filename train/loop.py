@@ -63,12 +63,13 @@ def train(config: TrainConfig) -> Path:
         return _train(config, accelerator)
     except BaseException as error:
         if isinstance(error, RuntimeError) and (gone := lost_process(error, accelerator.num_processes)):
-            error = ChildProcessError(f"{gone} The last checkpoint is whole: run again to resume from it.")
             # A launcher ends the ranks that are left; they end by themselves, and have something to say.
             for number in StopRequest.signals:
                 signal.signal(number, signal.SIG_IGN)
+            traceback.clear_frames(error.__traceback__)
+            raise ChildProcessError(f"{gone} The last checkpoint is whole: run again to resume from it.") from None
         traceback.clear_frames(error.__traceback__)
-        raise error from None
+        raise
     finally:
         # The wrapped model goes before the process group: torch ends the group's threads while the model's reducer is
         # the last to hold it with Python's lock taken, which one of those threads may be waiting for.

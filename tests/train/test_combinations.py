@@ -98,6 +98,7 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
         ({"lora": {"kind": "loha", "rslora": True}}, "neither rslora nor dropout"),
         ({"lora": {"kind": "lokr"}, "optim": {"lora_plus": 4.0}}, "no second matrices"),
         ({"objective": {"fusion": 0.5}}, "set direction=both"),
+        ({"validation": {"best": "loss_fused"}}, "set direction=both"),
         ({"objective": {"alternate_directions": True}, "direction": "either"}, "set direction=both"),
         ({"objective": {"rotated_attention": True}}, "set direction=backward or both"),
         (

@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_clip(config, trai
     assert [path.name for path in list_checkpoints(run.output / "checkpoints")][-1] == "step-000003"
 
 
-def test_such_steps_can_be_skipped_and_are_as_if_they_had_not_been(config, train_here, monkeypatch, caplog):
+def test_such_steps_can_be_skipped_each_with_its_clips(config, train_here, monkeypatch, caplog):
     whole = config("whole", steps=6, on_nonfinite="skip", log_every=1)
     spoiling(monkeypatch, {2, 3})
     with caplog.at_level(logging.WARNING):

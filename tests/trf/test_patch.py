@@ -19,17 +19,6 @@ def unet(tiny_model):
     return load_component(tiny_model, "unet").eval()
 
 
-def output(unet):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        return unet(
-            torch.randn(1, 4, 8, 8, 8, generator=generator),
-            torch.tensor(0.3),
-            torch.randn(1, 1, 32, generator=generator),
-            torch.tensor([[6.0, 127.0, 0.02]]),
-        ).sample
-
-
 def relative(one, other):
     return float((one - other).norm() / other.norm())
 
@@ -71,7 +60,8 @@ def test_presets_cover_what_they_say(unet):
     assert matched["all_conv"] == matched["all"] | matched["conv"]
 
 
-def test_fresh_adapter_changes_nothing_and_is_seeded(unet, tiny_model):
+@torch.no_grad()
+def test_fresh_adapter_changes_nothing_and_is_seeded(unet, tiny_model, output):
     before = output(unet.requires_grad_(False))
     adapters.inject(unet, targets="temporal", rank=2, alpha=2, seed=3)
     assert torch.equal(output(unet), before)
@@ -102,7 +92,8 @@ def test_saved_and_loaded_again_to_the_bit(unet, make_patch):
     assert layer.scaling["default"] == pytest.approx(3 / 4**0.5)
 
 
-def test_a_patch_of_both_directions_is_two_folders_that_plain_peft_loads(unet, make_patch, tiny_model):
+@torch.no_grad()
+def test_a_patch_of_both_directions_is_two_folders_that_plain_peft_loads(unet, make_patch, tiny_model, output):
     folder = make_patch(direction="both", rslora=True, alpha=3)
     assert read_card(folder).direction == "both"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
@@ -137,7 +128,8 @@ def test_the_folders_are_those_that_peft_writes(make_patch, tiny_model, tmp_path
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_a_patch_that_lacks_a_direction_is_refused(unet, make_patch):
+@torch.no_grad()
+def test_a_patch_that_lacks_a_direction_is_refused(unet, make_patch, output):
     folder = make_patch(direction="both")
     rewrite(folder / "backward", lambda state: dict(list(state.items())[1:]))
     before = output(unet)
@@ -177,7 +169,8 @@ def test_loading_does_not_move_the_random_stream(unet, make_patch):
     assert torch.equal(torch.randn(3), expected)
 
 
-def test_scales_mix_and_unloading_restores_the_base_to_the_bit(unet, make_patch):
+@torch.no_grad()
+def test_scales_mix_and_unloading_restores_the_base_to_the_bit(unet, make_patch, output):
     base = output(unet)
     load_patch(unet, make_patch("one", seed=1), "one")
     one = output(unet)
@@ -200,7 +193,7 @@ def test_scales_mix_and_unloading_restores_the_base_to_the_bit(unet, make_patch)
     assert torch.equal(output(unet), one)
 
 
-def test_fusing_equals_the_live_patch_and_unfusing_the_base(unet, make_patch):
+def test_fusing_equals_the_live_patch_and_unfusing_the_base(unet, make_patch, output):
     base = output(unet)
     load_patch(unet, make_patch(), "it")
     adapters.set_scales(unet, {"it": 0.7})
@@ -215,7 +208,8 @@ def test_fusing_equals_the_live_patch_and_unfusing_the_base(unet, make_patch):
     assert relative(output(unet), base) < 1e-5
 
 
-def test_a_patch_for_another_base_is_refused_with_what_differs(unet, make_patch):
+@torch.no_grad()
+def test_a_patch_for_another_base_is_refused_with_what_differs(unet, make_patch, output):
     config = {**dict(unet.config), "num_frames": 25}
     folder = make_patch(unet_fingerprint="0" * 64, unet_config={k: v for k, v in config.items() if k[0] != "_"})
     before = output(unet)
@@ -229,6 +223,7 @@ def rewrite(folder, change):
     save_file(change(load_file(file)), file)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -238,7 +233,7 @@ def rewrite(folder, change):
         (lambda state: {k: v[:, :-1].clone() if "lora_A" in k else v for k, v in state.items()}, "it has to be"),
     ],
 )
-def test_damaged_weights_are_refused_and_the_model_left_alone(unet, make_patch, change, said):
+def test_damaged_weights_are_refused_and_the_model_left_alone(unet, make_patch, change, said, output):
     folder = make_patch()
     rewrite(folder, change)
     before = output(unet)
@@ -271,7 +266,8 @@ def test_unknown_names_and_patterns_are_named(unet, make_patch):
         load_patch(unet, make_patch("copy"), "one")
 
 
-def test_dropout_is_for_training_only(unet, make_patch):
+@torch.no_grad()
+def test_dropout_is_for_training_only(unet, make_patch, output):
     plain, dropped = make_patch("plain"), make_patch("dropped", dropout=0.5)
     load_patch(unet, plain)
     expected = output(unet)

@@ -9,23 +9,13 @@ from trfpp.trf.base import load_component
 from trfpp.trf.quantization import quantize
 
 
-def output(unet):
-    generator = torch.Generator().manual_seed(0)
-    return unet(
-        torch.randn(1, 4, 8, 8, 8, generator=generator),
-        torch.tensor(0.3),
-        torch.randn(1, 1, 32, generator=generator),
-        torch.tensor([[6.0, 127.0, 0.02]]),
-    ).sample
-
-
 @pytest.fixture
 def unet(tiny_model):
     return load_component(tiny_model, "unet").eval()
 
 
 @pytest.mark.parametrize(("how", "error"), [("nf4", 0.25), ("int8", 0.02), ("fp8", 0.2)])
-def test_a_quantised_unet_is_close_and_passes_gradients_to_its_adapter(unet, how, error):
+def test_a_quantised_unet_is_close_and_passes_gradients_to_its_adapter(unet, how, error, output):
     with torch.no_grad():
         exact = output(unet)
         quantize(unet, how)

@@ -21,22 +21,12 @@ def unet(tiny_model):
     return load_component(tiny_model, "unet").eval()
 
 
-def output(unet):
-    generator = torch.Generator().manual_seed(0)
-    return unet(
-        torch.randn(1, 4, 8, 8, 8, generator=generator),
-        torch.tensor(0.3),
-        torch.randn(1, 1, 32, generator=generator),
-        torch.tensor([[6.0, 127.0, 0.02]]),
-    ).sample
-
-
 def relative(one, other):
     return float((one - other).detach().norm() / other.norm())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fresh_adapter_changes_nothing_is_seeded_and_can_learn(unet, tiny_model, kind):
+def test_a_fresh_adapter_changes_nothing_is_seeded_and_can_learn(unet, tiny_model, kind, output):
     before = output(unet).detach()
     parameters = adapters.inject(unet, targets="all", kind=kind, rank=4, alpha=4, seed=3)
     assert relative(output(unet), before) < 1e-6
@@ -60,7 +50,7 @@ def test_a_fresh_adapter_changes_nothing_is_seeded_and_can_learn(unet, tiny_mode
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_patch_is_what_peft_saves_and_loads(unet, tiny_model, make_patch, kind):
+def test_a_patch_is_what_peft_saves_and_loads(unet, tiny_model, make_patch, kind, output):
     base = output(unet)
     folder = make_patch(kind=kind, targets="all")
     load_patch(unet, folder)
@@ -76,7 +66,7 @@ def test_a_patch_is_what_peft_saves_and_loads(unet, tiny_model, make_patch, kind
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_fused_and_taken_out(unet, make_patch, kind):
+def test_fused_and_taken_out(unet, make_patch, kind, output):
     base = output(unet)
     load_patch(unet, make_patch(kind=kind, targets="all"))
     patched = output(unet)
@@ -89,7 +79,7 @@ def test_fused_and_taken_out(unet, make_patch, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_of_another_kind_are_refused_and_the_model_left_alone(unet, make_patch, kind):
+def test_weights_of_another_kind_are_refused_and_the_model_left_alone(unet, make_patch, kind, output):
     folder, other = make_patch(kind=kind), make_patch("other", kind=KINDS[KINDS.index(kind) - 1])
     (other / "adapter_model.safetensors").replace(folder / "adapter_model.safetensors")
     before = output(unet)
