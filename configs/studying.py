@@ -40,6 +40,15 @@ class FullTraining(Settings):
     """The optimizer; adamw along a cosine."""
 
 
+class Variants(Settings):
+    """Other ways to train the forward/backward pair, to be set against it."""
+
+    worlds: list[Domain] = Field(default=["linear", "irreversible"])
+    """Domains in which they are; none leaves them out."""
+    fusion: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the fused loss in the one that is trained for its fusion; the other has rotated attention."""
+
+
 class Sweeps(Settings):
     """One setting at a time, from the pair of adapters that every domain gets."""
 
@@ -82,6 +91,8 @@ class StudyConfig(Settings):
     """How every patch is trained."""
     full: FullTraining | None = FullTraining()
     """How all weights are fine-tuned, as an upper bound; null leaves it out."""
+    variants: Variants = Variants()
+    """Other ways to train the forward/backward pair."""
     sampler: SamplerOverrides = SamplerOverrides(num_inference_steps=30, max_guidance_scale=1)
     """The sampler, the same for all methods; fps and motion bucket are each pair's own."""
     sampling_seed: int = 42

@@ -20,6 +20,8 @@ COLOURS = {
     "forward_both": "#3182bd",
     "either": "#e6ab02",
     "pair": "#d95f02",
+    "fused": "#7570b3",
+    "rotated": "#e7298a",
     "full": "#1b9e77",
     "ceiling": "#b0b0b0",
 }

@@ -25,12 +25,16 @@ METHODS = {
     "forward_both": "forward patch, both halves",
     "either": "one patch for both directions",
     "pair": "forward/backward pair",
+    "fused": "pair trained for its fusion",
+    "rotated": "pair with rotated attention",
     "full": "full fine-tune",
     "ceiling": "VAE reconstruction",
 }
-"""What is measured in every domain, floor to ceiling."""
+"""What is measured in a domain, floor to ceiling; `VARIANTS` in some."""
 MAIN = "pair"
 """The method whose patch is swept and measured on the base world."""
+VARIANTS = ("fused", "rotated")
+"""Other ways to train it, which are set against it in some domains."""
 
 
 @dataclass(frozen=True, kw_only=True)

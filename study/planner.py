@@ -11,7 +11,7 @@ from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, WorldsConf
 from ..configs.studying import StudyConfig
 from ..configs.training import CheckpointSettings, OptimSettings, TrainConfig, ValidationSettings
 from .costs import Maker, of_cache, of_evaluation, of_films, of_prep, of_training
-from .plan import MAIN, Curve, Kind, Plan, Run
+from .plan import MAIN, VARIANTS, Curve, Kind, Plan, Run
 from .told import Told
 
 HELD_OUT_FROM = 100_000
@@ -23,6 +23,7 @@ PATCHED: dict[str, tuple[str, float | tuple[float, float]]] = {
     "forward_both": ("forward", 1.0),
     "either": ("either", 1.0),
     "pair": ("pair", 1.0),
+    **{variant: (variant, 1.0) for variant in VARIANTS},
 }
 """The patch and the scale of the methods that have one."""
 UNPATCHED: dict[str, dict[str, Any]] = {
@@ -43,6 +44,9 @@ def make_plan(config: StudyConfig) -> Plan:
     for world in config.worlds:
         for method in ("forward_half", "forward_both", "either"):
             planner.method(world, method)
+    for world in config.variants.worlds:
+        for variant in VARIANTS:
+            planner.method(world, variant)
     if config.forgetting:
         planner.method("base", "base")
         for world in config.worlds:
@@ -113,8 +117,12 @@ class Planner:
         """A patch for a world, on all its clips or the first ones; `lora` are its own settings of the adapter."""
         patch, direction, run = self.config.patch, DIRECTIONS.get(name, DIRECTIONS[MAIN]), f"runs/{world}-{name}"
         data = self.clips(world, clips)
-        lora = {"lora": patch.lora.model_copy(update=lora)}
-        settings = self._training(run, data[0], patch.steps, patch.optim, direction, **lora)
+        changes = {"fused": {"fusion": self.config.variants.fusion}, "rotated": {"rotated_attention": True}}
+        objective = changes.get(name, {})
+        settings = self._training(
+            run, data[0], patch.steps, patch.optim, direction,
+            lora=patch.lora.model_copy(update=lora), objective=patch.objective.model_copy(update=objective),
+        )  # fmt: skip
         ways = 2 if direction == "both" else 1
         seconds = of_training(patch.steps, ways * patch.batch_size, full=False)
         return self.add(run, "train", settings, seconds, data)

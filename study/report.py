@@ -15,7 +15,7 @@ from ..infer.statistics import Interval
 from ..trf.replace import replacing
 from .figures import gains_figure, methods_figure, sweep_figure
 from .log import duration, read_log
-from .plan import MAIN, METHODS, Curve, Plan
+from .plan import MAIN, METHODS, VARIANTS, Curve, Plan
 from .results import ERRORS, METRICS, Metric, Results
 
 REPORT_FILE = "report.md"
@@ -133,13 +133,15 @@ def _measured(
     ]
     yield f"{results.summary(next(iter(names.values())))['pairs']} pairs. {NOTE}"
     yield _table(head, rows)
-    if "base" in names and len(names) > 1:
-        found = {key: results.gains(names["base"], name) for key, name in names.items() if key != "base"}
-        yield f"Against the base. {PAIRED_NOTE}"
-        yield _table(head, [
-            [labels[key], *(_gain(metric, one.get(name)) for name, metric in metrics.items())]
-            for key, one in found.items()
-        ])  # fmt: skip
+    contrasts = {"base": [key for key in names if key != "base"], MAIN: [key for key in VARIANTS if key in names]}
+    for reference, others in contrasts.items():
+        if reference in names and others:
+            found = {key: results.gains(names[reference], names[key]) for key in others}
+            yield f"Against the {labels[reference]}. {PAIRED_NOTE}"
+            yield _table(head, [
+                [labels[key], *(_gain(metric, one.get(name)) for name, metric in metrics.items())]
+                for key, one in found.items()
+            ])  # fmt: skip
     if file is not None:
         methods_figure(file, means, labels, {name: str(metrics[name]) for name in PICTURED if name in metrics})
         yield _picture(file, f"All methods, {file.stem}")

@@ -7,7 +7,7 @@ import pytest
 from trfpp.configs.schema import EvaluateConfig
 from trfpp.configs.studying import StudyConfig
 from trfpp.study.costs import of_evaluation
-from trfpp.study.plan import METHODS
+from trfpp.study.plan import METHODS, VARIANTS
 from trfpp.study.planner import HELD_OUT_FROM, make_plan
 from trfpp.study.told import Told, write_told
 
@@ -25,7 +25,11 @@ def plan(config):
 
 
 def test_every_method_is_measured_in_every_domain(plan):
-    assert {f"eval/{world}-{method}" for world in WORLDS for method in METHODS} <= plan.runs.keys()
+    usual = [method for method in METHODS if method not in VARIANTS]
+    assert {f"eval/{world}-{method}" for world in WORLDS for method in usual} <= plan.runs.keys()
+    for variant in VARIANTS:
+        measured = {world for world in WORLDS if f"eval/{world}-{variant}" in plan.runs}
+        assert measured == {"linear", "irreversible"}
     assert {f"eval/base-{name}" for name in ("base", *WORLDS)} <= plan.runs.keys()
     assert {f"runs/{world}-{name}" for world in WORLDS for name in ("pair", "forward", "either", "full")} <= set(
         plan.runs
@@ -66,14 +70,18 @@ def test_patches_are_trained_and_used_as_their_names_say(plan):
     names = {method: [patch.parent.name for patch in one.patches] for method, one in used.items()}
     assert names == {
         **{method: [] for method in METHODS}, "forward_half": ["linear-forward"], "forward_both": ["linear-forward"],
-        "either": ["linear-either"], "pair": ["linear-pair"],
+        "either": ["linear-either"], "pair": ["linear-pair"], "fused": ["linear-fused"], "rotated": ["linear-rotated"],
     }  # fmt: skip
     assert (used["forward_half"].scales, used["forward_both"].scales) == ([(1.0, 0.0)], [1.0])
-    directions = {"forward": "forward", "either": "either", "pair": "both", "full": "both"}
+    directions = {"forward": "forward", "either": "either", "pair": "both", "full": "both", "fused": "both"}
     assert {name: plan.runs[f"runs/linear-{name}"].settings.direction for name in directions} == directions
     assert (used["cross_fade"].baseline, used["flow_warp"].baseline) == ("cross_fade", "flow_warp")
     assert used["ceiling"].reconstruct
     assert used["full"].model == str(plan.runs["runs/linear-full"].settings.output / "model")
+    objectives = {name: plan.runs[f"runs/linear-{name}"].settings.objective for name in ("pair", *VARIANTS)}
+    assert {name: (one.fusion, one.rotated_attention) for name, one in objectives.items()} == {
+        "pair": (0, False), "fused": (0.5, False), "rotated": (0, True),
+    }  # fmt: skip
     assert plan.runs["eval/base-loop"].settings.patches == [plan.runs["runs/loop-pair"].settings.output / "patch"]
 
 
@@ -123,10 +131,11 @@ def test_a_part_brings_what_it_needs(plan):
 
 
 def test_parts_can_be_left_out(settings, tmp_path):
-    plan = make_plan(settings("full", tmp_path, "worlds=[loop]", "full=null", "forgetting=false", "sweeps.worlds=[]"))
+    left_out = "worlds=[loop]", "variants.worlds=[]", "full=null", "forgetting=false", "sweeps.worlds=[]"
+    plan = make_plan(settings("full", tmp_path, *left_out))
     assert not plan.curves
     assert {name.split("/")[-1] for name in plan.runs if name.startswith("eval/")} == {
-        f"loop-{method}" for method in METHODS if method != "full"
+        f"loop-{method}" for method in METHODS if method not in ("full", *VARIANTS)
     }
 
 

@@ -138,14 +138,18 @@ def test_what_runs_at_once_saves_and_stops_with_the_study(tiny_model, tmp_path, 
         start_new_session=True,
     )
     jobs = [output / "jobs" / f"runs-loop-{name}.txt" for name in ("pair", "either")]
-    end = time.monotonic() + 180
-    while not all(file.is_file() and "step 25" in file.read_text() for file in jobs):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    try:
+        end = time.monotonic() + 400
+        while not all(file.is_file() and "step 25" in file.read_text() for file in jobs):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in said
     _, left = psutil.wait_procs(children, timeout=60)
