@@ -26,8 +26,9 @@ from ..data_prep.writing import write_frames, write_video
 from ..trf.base import empty_unet, load_config
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.replace import replacing
-from ..trf.schedule import count, trf_plan
+from ..trf.schedule import unet_calls
 from ..trf.settings import SamplerSettings, resolve
+from ..trf.strategies import STRATEGIES
 from .record import (
     DTYPES,
     RECORD_FILE,
@@ -143,7 +144,8 @@ def plan(config: InferConfig) -> str:
     for job in jobs:
         own = [f"{name}={asdict(job.settings)[name]}" for name, source in job.sources.items() if source == "manifest"]
         details = ", ".join([f"seed={job.seed}", *own])
-        state = "there already" if job.done else f"{_unet_calls(job.settings, config.low_memory)} UNet calls"
+        calls = unet_calls(STRATEGIES[job.settings.sampler].plan(job.settings))
+        state = "there already" if job.done else f"{calls} UNet calls"
         lines.append(f"  {job.pair.id}: {job.pair.start} to {job.pair.end}, {details}: {state}")
     return "\n".join(lines)
 
@@ -223,14 +225,6 @@ def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline) -> list[Job]:
     return jobs
 
 
-def _unet_calls(settings: SamplerSettings, low_memory: bool) -> int:
-    iterations = trf_plan(
-        settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
-    )
-    rows = 4 if settings.max_guidance_scale > 1 else 2
-    return count(iterations, "denoise") * (rows if low_memory else 1)
-
-
 # One pair ------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +258,7 @@ def _generate_one(
         "dtype": dtype_name(config),
         "versions": versions(),
         "unet_calls": result.unet_calls,
+        "unet_forwards": result.unet_forwards,
         "seconds": round(time.perf_counter() - began, 3),
     }
     with replacing(job.folder) as beside:

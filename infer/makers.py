@@ -73,10 +73,10 @@ def sampling_maker(pipe: TimeReversalFusionPipeline, *, low_memory: bool, decode
             decode_chunk_size=decode_chunk_size,
             output_type="np",
         )
-        return [
-            Made(_pixels(video), {"disagreement": apart}, result.unet_calls)
-            for video, apart in zip(result.frames, result.disagreement.tolist())
-        ]
+        apart: list[dict[str, float]] = [{}] * len(cases)
+        if result.disagreement is not None:
+            apart = [{"disagreement": one} for one in result.disagreement.tolist()]
+        return [Made(_pixels(video), one, result.unet_calls) for video, one in zip(result.frames, apart)]
 
     return make
 

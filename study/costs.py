@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Literal
 
 from ..configs.schema import SamplerOverrides
-from ..trf.schedule import count, trf_plan
+from ..trf.schedule import unet_calls
 from ..trf.settings import SamplerSettings
+from ..trf.strategies import STRATEGIES
 
 Maker = Literal["baseline", "reconstruct", "sample"]
 
@@ -48,9 +49,7 @@ def of_training(steps: int, rows: int, *, full: bool) -> float:
 def of_evaluation(pairs: int, maker: Maker, sampler: SamplerOverrides) -> float:
     """Making and measuring pairs."""
     settings = SamplerSettings(**sampler.model_dump(exclude_none=True))
-    iterations = trf_plan(
-        settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
-    )
-    rows = 4 if settings.max_guidance_scale > 1 else 2
-    made = {"baseline": 0, "reconstruct": 2 * CODED, "sample": CODED + rows * UNET_ROW * count(iterations, "denoise")}
+    strategy = STRATEGIES[settings.sampler]
+    rows = (2 if settings.max_guidance_scale > 1 or strategy.cfg_plus else 1) * unet_calls(strategy.plan(settings))
+    made = {"baseline": 0, "reconstruct": 2 * CODED, "sample": CODED + rows * UNET_ROW}
     return START + pairs * (MEASURED + made[maker])

@@ -117,7 +117,10 @@ class Planner:
         """A patch for a world, on all its clips or the first ones; `lora` are its own settings of the adapter."""
         patch, direction, run = self.config.patch, DIRECTIONS.get(name, DIRECTIONS[MAIN]), f"runs/{world}-{name}"
         data = self.clips(world, clips)
-        changes = {"fused": {"fusion": self.config.variants.fusion}, "rotated": {"rotated_attention": True}}
+        changes: dict[str, dict[str, Any]] = {
+            "fused": {"fusion": self.config.variants.fusion},
+            "rotated": {"rotated_attention": True},
+        }
         objective = changes.get(name, {})
         settings = self._training(
             run, data[0], patch.steps, patch.optim, direction,

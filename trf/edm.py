@@ -52,6 +52,12 @@ def log_normal_sigmas(shape: tuple[int, ...], mean: float, std: float, generator
     return (torch.randn(shape, generator=generator, device=generator.device) * std + mean).exp()
 
 
-def euler_step(x: Tensor, x0_hat: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """One Euler step of the probability-flow ODE from `sigma` to `sigma_next` (Karras et al., algorithm 1)."""
-    return x + (x - x0_hat) / sigma * (sigma_next - sigma)
+def step_towards(x: Tensor, x0_hat: Tensor, sigma: Tensor, sigma_next: Tensor, x0_free: Tensor | None = None) -> Tensor:
+    """One step from `sigma` to `sigma_next`: an estimate of the clean video plus less of the noise.
+
+    By default the noise is what the estimate leaves of `x`, which is an Euler step of the probability-flow ODE (Karras
+    et al., algorithm 1). With `x0_free`, the estimate without conditions, it is what that leaves: CFG++
+    (arXiv 2406.08070).
+    """
+    noise = (x - (x0_hat if x0_free is None else x0_free)) / sigma
+    return x0_hat + sigma_next * noise

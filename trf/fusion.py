@@ -21,6 +21,11 @@ def linear_weights(num_frames: int, device: torch.device | str | None = None) ->
     return torch.linspace(1, 0, num_frames, device=device).view(1, -1, 1, 1, 1)
 
 
+def even_weights(num_frames: int, device: torch.device | str | None = None) -> Tensor:
+    """Fusion weights of one half for every frame, `[1, F, 1, 1, 1]`, float32 (Generative Inbetweening)."""
+    return torch.full((1, num_frames, 1, 1, 1), 0.5, device=device)
+
+
 def fuse(forward: Tensor, backward: Tensor, weights: Tensor) -> Tensor:
     """Fuse two videos `[B, F, C, h, w]`; `backward` is in its own (reversed) frame order.
 

@@ -1,7 +1,6 @@
 """`TimeReversalFusionPipeline`: bounded generation as a diffusers pipeline.
 
-Shapes: B pairs times videos per pair, F frames, latents `[B, F, C, h, w]`. The UNet sees the rows of both directions in
-one batch: `[2 (unconditional, conditional)] x [2 (forward, backward)] x B`. A patch may act on one of the halves only.
+Shapes: B pairs times videos per pair, F frames, latents `[B, F, C, h, w]`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from .attention import rotated_attention
 from .base import model_location
 from .conditioning import encode_clip, encode_condition, micro_conditioning
-from .edm import denoised, preconditioning
-from .fusion import disagreement, frame_guidance, guide, linear_weights, reverse_time
-from .halves import on_halves
+from .denoiser import BoundedDenoiser, Condition
+from .fusion import frame_guidance
 from .patch_mixin import PatchesMixin
-from .samplers import sample_trf
-from .schedule import Iteration, count, trf_plan
-from .settings import SamplerSettings, resolve
+from .samplers import Bounds, sample
+from .schedule import WAYS, Iteration, count, unet_calls
+from .settings import RENOISING, SamplerSettings, resolve
+from .strategies import STRATEGIES
 from .two_unets import BACKWARD_FOLDER, TwoUNets
 
 logger = logging.getLogger(__name__)
@@ -55,9 +52,12 @@ class TimeReversalFusionOutput(BaseOutput):
     sources: dict[str, str]
     """For each setting, where it came from: `caller`, `patch card`, `model` or `default`."""
     unet_calls: int
-    """UNet forwards made (of whichever batch size)."""
-    disagreement: Tensor
-    """Of each video, `[B]`: how far its halves were apart before fusion (`disagreement`), mean over iterations."""
+    """UNet calls made, as papers count: one direction at one noise level, guidance included."""
+    unet_forwards: int
+    """Forward passes of the UNet, in which several calls may lie together."""
+    disagreement: Tensor | None
+    """Of each video, `[B]`: how far its halves were apart before fusion (`disagreement`), mean over the fused
+    iterations; none where a sampler fuses nothing."""
 
 
 class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
@@ -147,6 +147,11 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         latents = encode_condition(resized + settings.noise_aug_strength * aug_noise, self.vae)
         return embedding.to(self.unet.dtype), latents.unsqueeze(1).to(self.unet.dtype)
 
+    def encode_clean(self, image: Images, settings: SamplerSettings, device: torch.device) -> Tensor:
+        """Scaled latents of a bound without noise, `[B, C, h, w]` float32: what a sampler anchors a frame to."""
+        pixels = self.video_processor.preprocess(_rgb(image), height=settings.height, width=settings.width).to(device)
+        return encode_condition(pixels, self.vae) * self.vae.config.scaling_factor
+
     def decode_latents(self, latents: Tensor, decode_chunk_size: int) -> Tensor:
         """Frames `[B, F, 3, H, W]` in [-1, 1], float32, decoded `decode_chunk_size` frames at a time.
 
@@ -211,7 +216,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             jump_n_sample: times the levels after an anchor are denoised.
             repeat_step_ratio: re-noise while this fraction of the steps remains.
             noise_scale_ratio: factor on the re-noising noise.
-            sampler: `trf` or `trf-reference`.
+            sampler: see `SamplerSettings`; `docs/sampling.md` says what each does.
             num_videos_per_prompt: videos for each pair.
             generator: source of every draw (start noise, augmentation, re-noising), or one per video; with one per
                 video the result of a pair does not depend on the others in its batch.
@@ -219,7 +224,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             aug_noise: unit noise for the bounds `[B or 1, 3, H, W]`, in place of a draw; both bounds get the same.
             renoise_noise: unit noise of the re-noising iterations in their order, `[number, B, F, C, h, w]`, in place
                 of draws.
-            low_memory: four UNet calls an iteration, of B rows each, in place of one of 4 B.
+            low_memory: forward passes of B rows each, in place of one of all rows of an iteration (4 B, guided).
             decode_chunk_size: frames the VAE decodes at a time; 8 as in the release.
             output_type: `pil`, `np`, `pt` or `latent`.
             callback_on_step_end: called as `callback(pipe, iteration, timestep, {"latents": ...})` after every
@@ -261,27 +266,20 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose pil, np, pt or latent.")
-        rotated = self.rotated_attention
-        if rotated and low_memory:
-            raise ValueError("a patch with rotated attention needs both directions in one UNet call; no low_memory.")
+        strategy = STRATEGIES[settings.sampler]
+        plan = strategy.plan(settings)
+        one_way = any(len(WAYS[iteration.kind]) == 1 for iteration in plan)
+        rotated = strategy.rotated or self.rotated_attention
+        if rotated:
+            self._check_rotation(settings, low_memory=low_memory, one_way=one_way)
         device = self._execution_device
-        guidance = settings.max_guidance_scale > 1
 
         # 2. Noise levels and plan; the scheduler is copied, for it keeps state
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(settings.num_inference_steps, device=device)
         sigmas = scheduler.sigmas.to(device, torch.float32)
         timesteps = scheduler.timesteps.to(device)
-        plan = trf_plan(
-            settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
-        )
-
-        if settings.jump_n_sample > 1 and not count(plan, "renoise"):
-            logger.warning(
-                "%d denoising steps are too few to re-noise with jump_length=%d and repeat_step_ratio=%g: the halves "
-                "are fused, but not harmonised.",
-                settings.num_inference_steps, settings.jump_length, settings.repeat_step_ratio,
-            )  # fmt: skip
+        _warn_of_what_is_left_out(settings, plan)
 
         # 3. Draws, in a fixed order: augmentation, start noise, then re-noising as it comes
         aug_shape = (num_pairs, 3, settings.height, settings.width)
@@ -307,51 +305,37 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         # 4. Condition on both bounds
         aug_noise = aug_noise.to(device, torch.float32)
         bounds = [self.encode_bound(image, settings, aug_noise, device) for image in (start_image, end_image)]
-        embeddings = torch.cat([e.repeat_interleave(num_videos_per_prompt, 0) for e, _ in bounds])
-        conditions = torch.cat([c.repeat_interleave(num_videos_per_prompt, 0) for _, c in bounds])
-        conditions = conditions.expand(-1, settings.num_frames, -1, -1, -1)
-        if guidance:
-            embeddings = torch.cat([torch.zeros_like(embeddings), embeddings])
-            conditions = torch.cat([torch.zeros_like(conditions), conditions])
+        conditions = {
+            way: Condition(
+                embedding=embedding.repeat_interleave(num_videos_per_prompt, 0),
+                latents=condition.repeat_interleave(num_videos_per_prompt, 0),
+            )
+            for way, (embedding, condition) in zip(WAYS["fused"], bounds)
+        }
+        clean = None
+        if one_way:
+            clean = Bounds(*(
+                self.encode_clean(image, settings, device).repeat_interleave(num_videos_per_prompt, 0)
+                for image in (start_image, end_image)
+            ))  # fmt: skip
         ids = torch.cat([
             micro_conditioning(own.fps, own.motion_bucket_id, own.noise_aug_strength, num_videos_per_prompt)
             for own in pair_settings
-        ]).repeat(len(embeddings) // batch_size, 1).to(device)  # fmt: skip
-        scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, device)
+        ]).to(device)  # fmt: skip
 
-        # 5. The model as a denoiser of both directions
-        rows_per_call = batch_size if low_memory else embeddings.shape[0]
-        backward_rows = torch.tensor([False, True] * (2 if guidance else 1), device=device)
-        backward_rows = backward_rows.repeat_interleave(batch_size)
-        unet_calls = 0
-        disagreements: list[Tensor] = []
-
-        def denoise(x: Tensor, level: int, scaled_as: int) -> tuple[Tensor, Tensor]:
-            nonlocal unet_calls
-            scaled = preconditioning(sigmas[scaled_as]).c_in * x
-            noisy = torch.cat([scaled, reverse_time(scaled)] * (2 if guidance else 1)).to(self.unet.dtype)
-            inputs = torch.cat([noisy, conditions], dim=2)
-            outputs = []
-            for rows in torch.arange(len(inputs)).split(rows_per_call):
-                part = slice(int(rows[0]), int(rows[-1]) + 1)
-                with ExitStack() as contexts:
-                    contexts.enter_context(on_halves(self.unet, backward_rows[part]))
-                    if rotated:
-                        contexts.enter_context(rotated_attention(self.unet, backward_rows[part]))
-                    v = self.unet(
-                        inputs[part], timesteps[level], embeddings[part], added_time_ids=ids[part], return_dict=False
-                    )[0]
-                outputs.append(v.float())
-                unet_calls += 1
-                progress.update()
-            v = torch.cat(outputs)
-            if guidance:
-                unconditional, conditional = v.chunk(2)
-                v = guide(unconditional, conditional, scale)
-            forward, backward = v.chunk(2)
-            estimates = denoised(x, forward, sigmas[level]), denoised(reverse_time(x), backward, sigmas[level])
-            disagreements.append(disagreement(*estimates))
-            return estimates
+        # 5. The model as a denoiser
+        lowest, highest = settings.min_guidance_scale, settings.max_guidance_scale
+        denoise = BoundedDenoiser(
+            unet=self.unet,
+            conditions=conditions,
+            ids=ids,
+            sigmas=sigmas,
+            timesteps=timesteps,
+            guidance=frame_guidance(lowest, highest, settings.num_frames, device) if highest > 1 else None,
+            free=strategy.cfg_plus,
+            rotated=rotated,
+            rows_per_forward=batch_size if low_memory else None,
+        )
 
         def observe(number: int, iteration: Iteration, x: Tensor) -> Tensor:
             if callback_on_step_end is None:
@@ -360,13 +344,13 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             return (returned or {}).get("latents", x)
 
         # 6. Sample
-        calls_a_step = -(-embeddings.shape[0] // rows_per_call)
-        with self.progress_bar(total=count(plan, "denoise") * calls_a_step) as progress:
+        with self.progress_bar(total=unet_calls(plan)) as progress:
+            denoise.on_calls = progress.update
             x = latents.to(device, torch.float32) * scheduler.init_noise_sigma
-            x = sample_trf(
-                denoise, x, sigmas, plan, linear_weights(settings.num_frames, device), renoising_noise,
-                noise_scale=settings.noise_scale_ratio, stale_scaling=settings.sampler == "trf-reference",
-                observe=observe,
+            x = sample(
+                denoise, x, sigmas, plan, renoising_noise,
+                weights=strategy.weights(settings.num_frames, device), bounds=clean, cfg_plus=strategy.cfg_plus,
+                noise_scale=settings.noise_scale_ratio, stale_scaling=strategy.stale_scaling, observe=observe,
             )  # fmt: skip
 
         # 7. Decode
@@ -378,9 +362,22 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         if not return_dict:
             return (frames,)
         return TimeReversalFusionOutput(
-            frames=frames, settings=settings, pair_settings=pair_settings, sources=sources, unet_calls=unet_calls,
-            disagreement=torch.stack(disagreements).mean(0),
+            frames=frames, settings=settings, pair_settings=pair_settings, sources=sources, unet_calls=denoise.calls,
+            unet_forwards=denoise.forwards,
+            disagreement=torch.stack(denoise.disagreements).mean(0) if denoise.disagreements else None,
         )  # fmt: skip
+
+    def _check_rotation(self, settings: SamplerSettings, *, low_memory: bool, one_way: bool) -> None:
+        """Rotated attention needs the rows of both directions in one call of one UNet."""
+        if isinstance(self.unet, TwoUNets):
+            raise ValueError("rotated attention needs one UNet for both directions, and this model has two.")
+        if low_memory:
+            raise ValueError("rotated attention needs both directions in one UNet call; no low_memory.")
+        if one_way:
+            raise ValueError(
+                f"rotated attention needs both directions in one UNet call, and sampler={settings.sampler!r} asks for "
+                "one at a time; choose trf or gi, or another patch."
+            )
 
     def latent_shape(self, settings: SamplerSettings, batch_size: int) -> torch.Size:
         """Shape of the latents, `[B, F, C, h, w]`.
@@ -395,6 +392,20 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         return torch.Size(
             (batch_size, settings.num_frames, channels, settings.height // factor, settings.width // factor)
         )
+
+
+def _warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteration]) -> None:
+    """Say which settings do nothing with this sampler, or with so few steps."""
+    renoises = settings.sampler in ("trf", "trf-reference")
+    if renoises and settings.jump_n_sample > 1 and not count(plan, "renoise"):
+        logger.warning(
+            "%d denoising steps are too few to re-noise with jump_length=%d and repeat_step_ratio=%g: the halves "
+            "are fused, but not harmonised.",
+            settings.num_inference_steps, settings.jump_length, settings.repeat_step_ratio,
+        )  # fmt: skip
+    changed = [name for name in RENOISING if getattr(settings, name) != getattr(SamplerSettings, name)]
+    if changed and not renoises:
+        logger.warning("sampler=%s has re-noising of its own: %s is left aside.", settings.sampler, ", ".join(changed))
 
 
 def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) -> Sequence[float | None]:

@@ -1,28 +1,55 @@
-"""The order in which TRF visits noise levels, as data: denoising steps and the re-noising runs between them.
+"""The order in which a sampler visits noise levels, as data: what it estimates where, and when it goes back in noise.
 
-TRF goes back in noise and denoises again ("time travel", after RePaint, arXiv 2201.09865) so that the two fused halves
-can harmonise. A plan is made before sampling starts, so its cost is known and it can be tested without a model.
+A plan is made before sampling starts, so its cost is known and it can be tested without a model. One UNet call is one
+direction at one noise level, with its guidance: that is what papers count, whatever is batched together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+Way = Literal["forward", "backward"]
+"""Which way a film runs where the model sees it: from the start bound, or from the end bound to the start."""
+Kind = Literal["fused", "forward", "backward", "shifted", "renoise"]
+
+WAYS: Mapping[Kind, tuple[Way, ...]] = {
+    "fused": ("forward", "backward"),
+    "forward": ("forward",),
+    "backward": ("backward",),
+    "shifted": ("forward",),
+    "renoise": (),
+}
+"""The directions that the model is asked for in an iteration of each kind; `samplers` says what is made of them."""
 
 
 @dataclass(frozen=True)
 class Iteration:
     """One iteration of a plan, which takes the latents from noise level `sigmas[start]` to `sigmas[end]`."""
 
-    kind: Literal["denoise", "renoise"]
+    kind: Kind
     start: int
     end: int
+
+
+def count(plan: Iterable[Iteration], kind: Kind) -> int:
+    """How many iterations of one kind a plan holds."""
+    return sum(iteration.kind == kind for iteration in plan)
+
+
+def unet_calls(plan: Iterable[Iteration]) -> int:
+    """What a plan costs, in UNet calls."""
+    return sum(len(WAYS[iteration.kind]) for iteration in plan)
 
 
 def trf_plan(
     num_steps: int, jump_length: int = 5, jump_n_sample: int = 2, repeat_step_ratio: float = 0.8
 ) -> list[Iteration]:
-    """Plan of TRF: `num_steps` denoising steps with re-noising runs.
+    """Plan of TRF (arXiv 2403.14611): fused steps with re-noising runs between them.
+
+    TRF goes back in noise and denoises again ("time travel", after RePaint, arXiv 2201.09865) so that the two fused
+    halves can harmonise.
 
     Args:
         num_steps: number of denoising steps N; the noise levels are `sigmas[0] > ... > sigmas[N] = 0`.
@@ -33,8 +60,7 @@ def trf_plan(
     Raises:
         ValueError: for settings outside their range.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_inference_steps={num_steps}: at least 1 denoising step is needed.")
+    _check_steps(num_steps)
     if jump_length < 1 or jump_n_sample < 1:
         raise ValueError(f"jump_length={jump_length}, jump_n_sample={jump_n_sample}: both must be at least 1.")
     if not 0 <= repeat_step_ratio <= 1:
@@ -45,7 +71,7 @@ def trf_plan(
     plan: list[Iteration] = []
     level = 0
     while level < num_steps:
-        plan.append(Iteration("denoise", level, level + 1))
+        plan.append(Iteration("fused", level, level + 1))
         level += 1
         if visits_left.get(level, 0) > 0:
             visits_left[level] -= 1
@@ -55,6 +81,94 @@ def trf_plan(
     return plan
 
 
-def count(plan: list[Iteration], kind: Literal["denoise", "renoise"]) -> int:
-    """How many iterations of one kind a plan holds."""
-    return sum(iteration.kind == kind for iteration in plan)
+def gi_plan(num_steps: int, ratio: float = 0.5, rounds: int = 5) -> list[Iteration]:
+    """Plan of Generative Inbetweening (arXiv 2408.15239): in the first part every step is done over and over.
+
+    Args:
+        num_steps: number of levels that are denoised.
+        ratio: the part of them that is.
+        rounds: how often a step is re-noised and done again.
+
+    Raises:
+        ValueError: without a step.
+    """
+    _check_steps(num_steps)
+    return [
+        iteration
+        for level in range(num_steps)
+        for iteration in _again("fused", level, rounds if level < int(num_steps * ratio) else 0)
+    ]
+
+
+def vibid_plan(num_steps: int) -> list[Iteration]:
+    """Plan of ViBiDSampler (arXiv 2410.05651): at every level forward, re-noised, and backward.
+
+    Raises:
+        ValueError: without a step.
+    """
+    _check_steps(num_steps)
+    return [iteration for level in range(num_steps) for iteration in _to_and_fro(level)]
+
+
+def mpd_seq_plan(num_steps: int, ratio: float = 0.2, rounds: int = 3) -> list[Iteration]:
+    """Plan of MPD's sequential sampler (ICLR 2026): ViBiDSampler's, aligned at the first levels.
+
+    Args:
+        num_steps: number of levels that are denoised.
+        ratio: the part of them that are aligned, by shifting the forward estimate onto the end bound.
+        rounds: how often each of those is.
+
+    Raises:
+        ValueError: without a step.
+    """
+    _check_steps(num_steps)
+    return [
+        iteration
+        for level in range(num_steps)
+        for iteration in [*_aligned(level, rounds if level < ratio * num_steps else 0), *_to_and_fro(level)]
+    ]
+
+
+def mpd_par_plan(num_steps: int, ratio: float = 0.1, rounds: int = 3) -> list[Iteration]:
+    """Plan of MPD's parallel sampler (ICLR 2026): aligned and done to and fro at the first levels, then fused.
+
+    Args:
+        num_steps: number of levels that are denoised.
+        ratio: the part of them that comes first.
+        rounds: how often a fused step is done before its last time.
+
+    Raises:
+        ValueError: without a step.
+    """
+    _check_steps(num_steps)
+    return [
+        iteration
+        for level in range(num_steps)
+        for iteration in (
+            [*_aligned(level, 1), *_to_and_fro(level)] if level < ratio * num_steps else _again("fused", level, rounds)
+        )
+    ]
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_inference_steps={num_steps}: at least 1 denoising step is needed.")
+
+
+def _again(kind: Kind, level: int, rounds: int) -> Sequence[Iteration]:
+    """A step, then so many times back to where it began and done again."""
+    once, back = Iteration(kind, level, level + 1), Iteration("renoise", level + 1, level)
+    return [once, *[back, once] * rounds]
+
+
+def _aligned(level: int, rounds: int) -> Sequence[Iteration]:
+    """A shifted step so many times, each re-noised: it ends where it began."""
+    return [Iteration("shifted", level, level + 1), Iteration("renoise", level + 1, level)] * rounds
+
+
+def _to_and_fro(level: int) -> Sequence[Iteration]:
+    return [
+        Iteration("forward", level, level + 1),
+        Iteration("renoise", level + 1, level),
+        Iteration("backward", level, level + 1),
+    ]

@@ -1,6 +1,7 @@
 """The sampler's settings, their defaults, and where a call's values come from.
 
-A value is taken from the caller, else from the patch card, else from the defaults, which are those of TRF's release.
+A value is taken from the caller, else from the patch card, else from the model, else from what the sampler's authors
+use, else from the defaults, which are those of TRF's release.
 """
 
 from __future__ import annotations
@@ -9,7 +10,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-SamplerName = Literal["trf", "trf-reference"]
+SamplerName = Literal["trf", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"]
+RENOISING = ("jump_length", "jump_n_sample", "repeat_step_ratio")
+"""The settings that only `trf` and `trf-reference` know: where they go back in noise."""
+OF_SAMPLER = ("num_inference_steps", "min_guidance_scale", "max_guidance_scale", "noise_scale_ratio", *RENOISING)
+"""The settings that suit one sampler and mean something else to another."""
+_ONE_PASS = {"num_inference_steps": 25, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
+OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    # Its guidance rises over the frames in either half, and the mean of both is taken: 2 everywhere.
+    "gi": {"num_inference_steps": 50, "min_guidance_scale": 2.0, "max_guidance_scale": 2.0},
+    "vibid": _ONE_PASS,
+    "mpd-seq": _ONE_PASS,
+    "mpd-par": _ONE_PASS,
+}
+"""What a sampler's authors use where it differs from TRF's release."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +57,9 @@ class SamplerSettings:
     noise_scale_ratio: float = 1.0
     """Factor on the re-noising noise."""
     sampler: SamplerName = "trf"
-    """`trf`, or `trf-reference`: the release's exact behaviour, its defect included."""
+    """`trf` (arXiv 2403.14611), or `trf-reference`: the release's exact behaviour, its defect included; `gi`
+    (Generative Inbetweening, arXiv 2408.15239), `vibid` (ViBiDSampler, arXiv 2410.05651), `mpd-seq` and `mpd-par` (MPD,
+    ICLR 2026)."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 2:
@@ -62,7 +78,9 @@ SETTING_NAMES = tuple(field.name for field in fields(SamplerSettings))
 def resolve(
     told: Mapping[str, Any], recommended: Mapping[str, Any], native: Mapping[str, Any]
 ) -> tuple[SamplerSettings, dict[str, str]]:
-    """Settings of one call, and for each where it came from: `caller`, `patch card`, `model` or `default`.
+    """Settings of one call, and for each where it came from: `caller`, `patch card`, `model`, `sampler` or `default`.
+
+    A card recommends steps, guidance and re-noising for its own sampler; with another one they are left aside.
 
     Args:
         told: what the caller said; `None` counts as unsaid.
@@ -77,7 +95,12 @@ def resolve(
         raise ValueError(f"unknown sampler setting {unknown[0]!r}: valid ones are {', '.join(SETTING_NAMES)}.")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source, given in (("model", native), ("patch card", recommended), ("caller", told)):
+    usual = recommended.get("sampler") or SamplerSettings.sampler
+    chosen = told.get("sampler") or usual
+    if chosen.removesuffix("-reference") != usual.removesuffix("-reference"):
+        recommended = {name: value for name, value in recommended.items() if name not in OF_SAMPLER}
+    own = OWN_DEFAULTS.get(chosen, {})
+    for source, given in (("sampler", own), ("model", native), ("patch card", recommended), ("caller", told)):
         said = {name: value for name, value in given.items() if value is not None}
         values |= said
         sources |= dict.fromkeys(said, source)

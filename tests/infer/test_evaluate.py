@@ -84,7 +84,7 @@ def test_everything_is_measured_and_written(settings, world):
         assert f"{one['mean']:.4g}" in table(summary)
     assert lines["film2"]["made_with"]["fps"] == 7
     assert lines["film2"]["made_with"]["motion_bucket_id"] == 60
-    assert summary["unet_calls_per_video"] == 2
+    assert summary["unet_calls_per_video"] == 4
     assert summary["seconds"] > 0
     assert summary["versions"].keys() == {"trfpp", "torch", "diffusers", "peft"}
     assert summary["settings"]["sampler.num_inference_steps"] == 2

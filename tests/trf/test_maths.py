@@ -1,13 +1,11 @@
-"""The pure functions: EDM's preconditioning and loss weight, fusion, re-noising; and the sampler on an analytic model."""
+"""The pure functions: EDM's preconditioning and loss weight, fusion, re-noising."""
 
 import diffusers
 import pytest
 import torch
 
-from trfpp.trf.edm import denoised, euler_step, log_normal_sigmas, loss_weight, preconditioning
+from trfpp.trf.edm import denoised, log_normal_sigmas, loss_weight, preconditioning, step_towards
 from trfpp.trf.fusion import disagreement, frame_guidance, fuse, linear_weights, renoise, reverse_time
-from trfpp.trf.samplers import sample_trf
-from trfpp.trf.schedule import trf_plan
 
 
 def video(seed, frames=5):
@@ -28,7 +26,7 @@ def test_preconditioning_is_that_of_diffusers_scheduler():
         sigma, sigma_next = scheduler.sigmas[index], scheduler.sigmas[index + 1]
         assert torch.allclose(preconditioning(sigma).c_noise, t)
         assert torch.allclose(preconditioning(sigma).c_in * x, scheduler.scale_model_input(x, t))
-        ours = euler_step(x, denoised(x, v, sigma), sigma, sigma_next)
+        ours = step_towards(x, denoised(x, v, sigma), sigma, sigma_next)
         assert torch.allclose(ours, scheduler.step(v, t, x).prev_sample, rtol=1e-4, atol=1e-4)
 
 
@@ -85,39 +83,7 @@ def test_renoising_reaches_the_variance_of_the_level():
 def test_fusing_estimates_is_fusing_steps():
     x, forward, backward, weights = video(0), video(1), video(2), linear_weights(5)
     sigma, lower = torch.tensor(3.0), torch.tensor(1.2)
-    stepped = fuse(euler_step(x, forward, sigma, lower), euler_step(reverse_time(x), backward, sigma, lower), weights)
-    assert torch.allclose(euler_step(x, fuse(forward, backward, weights), sigma, lower), stepped, atol=1e-6)
-
-
-def test_sampler_solves_the_ode_of_a_gaussian():
-    """For data N(m, s^2) the ideal denoiser is known, and so is the end: (x - m) shrunk from the start's spread to s."""
-    mean, spread = 1.5, 0.4
-    sigmas = torch.cat([torch.logspace(2, -4, 800), torch.zeros(1)]).double()
-    calls = []
-
-    def denoise(x, level, scaled_as):
-        calls.append(level)
-        sigma = sigmas[level]
-        estimate = mean + spread**2 / (spread**2 + sigma**2) * (x - mean)
-        return estimate, reverse_time(estimate)
-
-    start = mean + video(0).double() * (spread**2 + sigmas[0] ** 2).sqrt()
-    plan = trf_plan(800, jump_n_sample=1)
-    end = sample_trf(denoise, start, sigmas, plan, linear_weights(5).double(), noise=lambda: 1 / 0)
-    assert calls == list(range(800))
-    assert torch.allclose(end, mean + video(0).double() * spread, atol=0.01)
-
-
-def test_only_the_reference_scales_with_a_stale_index():
-    sigmas = torch.linspace(5, 0, 7)
-    plan = trf_plan(6, jump_length=2, jump_n_sample=2, repeat_step_ratio=0.5)
-    for stale, expected in ((False, []), (True, [(1, 3)])):
-        odd = []
-
-        def denoise(x, level, scaled_as, odd=odd):
-            if level != scaled_as:
-                odd.append((level, scaled_as))
-            return x, x
-
-        sample_trf(denoise, video(0), sigmas, plan, linear_weights(5), lambda: video(1), stale_scaling=stale)
-        assert odd == expected
+    stepped = fuse(
+        step_towards(x, forward, sigma, lower), step_towards(reverse_time(x), backward, sigma, lower), weights
+    )
+    assert torch.allclose(step_towards(x, fuse(forward, backward, weights), sigma, lower), stepped, atol=1e-6)

@@ -11,13 +11,13 @@ from trfpp.trf.schedule import count, trf_plan
 
 def visited(plan):
     """Index of the level each iteration is numbered by in the release: where it denoises from, or re-noises to."""
-    return [step.start if step.kind == "denoise" else step.end - 1 for step in plan]
+    return [step.start if step.kind == "fused" else step.end - 1 for step in plan]
 
 
 def test_release_settings_visit_the_documented_levels():
     plan = trf_plan(50, jump_length=5, jump_n_sample=2, repeat_step_ratio=0.8)
     assert visited(plan) == [*range(10), 8, 7, 6, 5, 4, *range(5, 50)]
-    assert (count(plan, "denoise"), count(plan, "renoise")) == (55, 5)
+    assert (count(plan, "fused"), count(plan, "renoise")) == (55, 5)
 
 
 def test_one_sample_means_no_renoising():
@@ -29,8 +29,8 @@ def test_anchor_at_the_very_end_renoises_from_the_clean_latents():
     assert [(step.kind, step.start, step.end) for step in plan][-4:] == [
         ("renoise", 4, 3),
         ("renoise", 3, 2),
-        ("denoise", 2, 3),
-        ("denoise", 3, 4),
+        ("fused", 2, 3),
+        ("fused", 3, 4),
     ]
 
 
@@ -40,10 +40,10 @@ def test_every_plan_is_a_connected_walk_from_noise_to_clean(steps, length, sampl
     assert plan[0].start == 0
     assert plan[-1].end == steps
     assert all(before.end == after.start for before, after in itertools.pairwise(plan))
-    assert all(step.end - step.start == (1 if step.kind == "denoise" else -1) for step in plan)
+    assert all(step.end - step.start == (1 if step.kind == "fused" else -1) for step in plan)
     anchors = len(range(int(steps * ratio), steps - length, length))
     assert count(plan, "renoise") == anchors * (samples - 1) * length
-    assert count(plan, "denoise") == steps + count(plan, "renoise")
+    assert count(plan, "fused") == steps + count(plan, "renoise")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,300 @@
+"""The samplers on an analytic model: each against its paper's own form, written down independently; calls and anchors.
+
+The core works in estimates of the clean film. The forms here are those of the papers and their public code: velocities and
+Euler steps by a derivative (TRF, GI), noise residuals and their differences between frames (MPD), decomposed
+diffusion sampling by conjugate gradients (ViBiD), one direction at a time and no shared step.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from trfpp.trf.fusion import even_weights, linear_weights
+from trfpp.trf.samplers import Bounds, Estimate, anchored, sample
+from trfpp.trf.schedule import mpd_par_plan, trf_plan, unet_calls, vibid_plan
+from trfpp.trf.settings import OWN_DEFAULTS, SamplerSettings
+from trfpp.trf.strategies import STRATEGIES
+
+FRAMES, CHANNELS, SIDE = 5, 3, 2
+
+
+def draw(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def film(seed):
+    return draw(2, FRAMES, CHANNELS, SIDE, SIDE, seed=seed)
+
+
+BOUNDS = Bounds(start=draw(2, CHANNELS, SIDE, SIDE, seed=100), end=draw(2, CHANNELS, SIDE, SIDE, seed=101))
+
+
+def levels(steps):
+    return torch.cat([torch.logspace(1.5, -1, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+
+
+def velocity(x, sigma, bound):
+    """A model's output on a film in its own order: neither linear nor symmetric in time; `bound` is its condition."""
+    told = torch.zeros_like(x[:, 0]) if bound is None else bound
+    scaled = x / (sigma**2 + 1).sqrt()
+    before = torch.cat([told.unsqueeze(1), scaled[:, :-1]], dim=1)
+    return torch.sin(scaled + 0.7 * before) * (1 + 0.1 * sigma.log()) - 0.3 * told.unsqueeze(1)
+
+
+def clean(x, sigma, bound):
+    return x / (sigma**2 + 1) - velocity(x, sigma, bound) * sigma / (sigma**2 + 1).sqrt()
+
+
+class Analytic:
+    """`velocity` as a `Denoise`, guided by a constant scale; it counts its calls."""
+
+    def __init__(self, sigmas, guidance=1.0):
+        self.sigmas, self.guidance, self.calls = sigmas, guidance, 0
+
+    def __call__(self, x, level, ways, scaled_as):
+        assert scaled_as == level
+        self.calls += len(ways)
+        sigma, estimates = self.sigmas[level], {}
+        for way in ways:
+            own, bound = (x, BOUNDS.start) if way == "forward" else (x.flip(1), BOUNDS.end)
+            conditional, free = clean(own, sigma, bound), clean(own, sigma, None)
+            estimates[way] = Estimate(free + self.guidance * (conditional - free), free)
+        return estimates
+
+
+class Noise:
+    """The same stream of noise for two samplers."""
+
+    def __init__(self):
+        self.numbers = itertools.count(1000)
+
+    def __call__(self):
+        return film(next(self.numbers))
+
+
+def ours(name, steps, guidance=1.0):
+    sigmas = levels(steps)
+    strategy = STRATEGIES[name]
+    plan = strategy.plan(SamplerSettings(num_inference_steps=steps))
+    model = Analytic(sigmas, guidance)
+    weights = strategy.weights(FRAMES, None).double()
+    bounds = BOUNDS if strategy.cfg_plus else None
+    end = sample(
+        model, film(0) * sigmas[0], sigmas, plan, Noise(), weights=weights, bounds=bounds, cfg_plus=strategy.cfg_plus
+    )
+    assert model.calls == unet_calls(plan)
+    return end
+
+
+# The papers' forms ---------------------------------------------------------------------------------------------------
+
+
+def guided_velocity(x, sigma, bound, scale):
+    free = velocity(x, sigma, None)
+    return free + scale * (velocity(x, sigma, bound) - free)
+
+
+def mixed_step(x, sigma, sigma_next, scale, weights):
+    """The velocities of both directions mixed, and an Euler step by the derivative."""
+    forward = guided_velocity(x, sigma, BOUNDS.start, scale)
+    backward = guided_velocity(x.flip(1), sigma, BOUNDS.end, scale).flip(1)
+    v = weights * forward + (1 - weights) * backward
+    derivative = (x - (x / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt())) / sigma
+    return x + derivative * (sigma_next - sigma)
+
+
+def generative_inbetweening(steps, scale):
+    sigmas, noise = levels(steps), Noise()
+    x = film(0) * sigmas[0]
+    for i in range(steps):
+        x = mixed_step(x, sigmas[i], sigmas[i + 1], scale, 0.5)
+        if i < steps // 2:
+            for _ in range(5):
+                x = x + noise() * (sigmas[i] ** 2 - sigmas[i + 1] ** 2).sqrt()
+                x = mixed_step(x, sigmas[i], sigmas[i + 1], scale, 0.5)
+    return x
+
+
+def time_reversal_fusion(steps, scale):
+    """Each half stepped by itself, the results fused; back five levels, one at a time, at each anchor."""
+    sigmas, noise, weights = levels(steps), Noise(), linear_weights(FRAMES).double()
+    x = film(0) * sigmas[0]
+
+    def step(x, i):
+        halves = []
+        for own, bound in ((x, BOUNDS.start), (x.flip(1), BOUNDS.end)):
+            v = guided_velocity(own, sigmas[i], bound, scale)
+            estimate = own / (sigmas[i] ** 2 + 1) - v * sigmas[i] / (sigmas[i] ** 2 + 1).sqrt()
+            halves.append(own + (own - estimate) / sigmas[i] * (sigmas[i + 1] - sigmas[i]))
+        return weights * halves[0] + (1 - weights) * halves[1].flip(1)
+
+    anchors, i = {steps - left for left in range(int(steps * 0.8), steps - 5, 5)}, 0
+    while i < steps:
+        x, i = step(x, i), i + 1
+        if i in anchors:
+            anchors.remove(i)
+            for _ in range(5):
+                x = x + (sigmas[i - 1] ** 2 - sigmas[i] ** 2).sqrt() * noise()
+                i -= 1
+    return x
+
+
+def conjugate_gradients(estimate, index, measured, rounds=5):
+    """min ||A x - y|| from the estimate, where A takes one frame out; A is a projection, so A^T A is A."""
+    mask = torch.zeros_like(estimate)
+    mask[:, index] = 1
+    target = torch.zeros_like(estimate)
+    target[:, index] = measured
+    x, residual = estimate, target - mask * estimate
+    direction, power = residual, residual.square().sum()
+    for _ in range(rounds):
+        if power.sqrt() < 1e-9:
+            break
+        size = power / (direction * (mask * direction)).sum()
+        x, residual = x + size * direction, residual - size * (mask * direction)
+        direction, power = residual + residual.square().sum() / power * direction, residual.square().sum()
+    return x
+
+
+def one_way(x, sigma, sigma_next, bound, far):
+    """CFG++ at scale 1 with the far bound measured, on a film in its own order."""
+    estimate = conjugate_gradients(clean(x, sigma, bound), -1, far)
+    return estimate + sigma_next * (x - clean(x, sigma, None)) / sigma
+
+
+def to_and_fro(x, sigma, sigma_next, noise):
+    x = one_way(x, sigma, sigma_next, BOUNDS.start, BOUNDS.end)
+    x = x + noise() * (sigma**2 - sigma_next**2).sqrt()
+    return one_way(x.flip(1), sigma, sigma_next, BOUNDS.end, BOUNDS.start).flip(1)
+
+
+def aligned(x, sigma, sigma_next, noise):
+    """MPD: the backward residual noise begins at the end bound and changes over the frames as the forward one does."""
+    own = x.flip(1)
+    residual = (x - clean(x, sigma, BOUNDS.start)) / sigma
+    first = (own[:, :1] - BOUNDS.end.unsqueeze(1)) / sigma
+    changes = -(residual[:, 1:] - residual[:, :-1]).flip(1)
+    distilled = torch.cat([first, first + changes.cumsum(1)], dim=1)
+    estimate = conjugate_gradients(own - sigma * distilled, -1, BOUNDS.start)
+    own = estimate + sigma_next * (own - clean(x, sigma, None).flip(1)) / sigma
+    return own.flip(1) + noise() * (sigma**2 - sigma_next**2).sqrt()
+
+
+def vibid(steps, early=0.0, rounds=0):
+    sigmas, noise = levels(steps), Noise()
+    x = film(0) * sigmas[0]
+    for i in range(steps):
+        for _ in range(rounds if i < early * steps else 0):
+            x = aligned(x, sigmas[i], sigmas[i + 1], noise)
+        x = to_and_fro(x, sigmas[i], sigmas[i + 1], noise)
+    x[:, -1] = BOUNDS.end  # theirs leaves the frame at the end as it was estimated from that very frame
+    return x
+
+
+def mpd_parallel(steps):
+    sigmas, noise, weights = levels(steps), Noise(), linear_weights(FRAMES).double()
+    x = film(0) * sigmas[0]
+    for i in range(steps):
+        sigma, lower = sigmas[i], sigmas[i + 1]
+        if i < 0.1 * steps:
+            x = to_and_fro(aligned(x, sigma, lower, noise), sigma, lower, noise)
+            continue
+        for again in (True, True, True, False):
+            forward, backward = clean(x, sigma, BOUNDS.start), clean(x.flip(1), sigma, BOUNDS.end).flip(1)
+            x = weights * forward + (1 - weights) * backward + lower * (x - clean(x, sigma, None)) / sigma
+            if again:
+                x = x + noise() * (sigma**2 - lower**2).sqrt()
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "theirs"),
+    [
+        ("trf", 1.8, lambda: time_reversal_fusion(30, 1.8)),
+        ("gi", 2.0, lambda: generative_inbetweening(8, 2.0)),
+        ("vibid", 1.0, lambda: vibid(10)),
+        ("mpd-seq", 1.0, lambda: vibid(10, early=0.2, rounds=3)),
+        ("mpd-par", 1.0, lambda: mpd_parallel(10)),
+    ],
+)
+def test_each_is_what_its_paper_says(name, guidance, theirs):
+    expected = theirs()
+    assert torch.allclose(ours(name, {"trf": 30, "gi": 8}.get(name, 10), guidance), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_no_two_of_them_are_the_same():
+    ends = [ours(name, 10) for name in STRATEGIES if name != "trf-reference"]
+    assert all((one - other).norm() > 0.01 * other.norm() for one, other in itertools.combinations(ends, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [("trf", 110), ("trf-reference", 110), ("gi", 350), ("vibid", 50), ("mpd-seq", 65), ("mpd-par", 185)],
+)
+def test_as_published_they_cost_what_their_papers_say(name, calls):
+    settings = SamplerSettings(sampler=name, **OWN_DEFAULTS.get(name, {}))
+    assert unet_calls(STRATEGIES[name].plan(settings)) == calls
+
+
+@pytest.mark.parametrize("name", ["vibid", "mpd-seq"])
+def test_both_bounds_are_in_place_at_the_end(name):
+    end = ours(name, 4)
+    assert torch.equal(end[:, 0], BOUNDS.start)
+    assert torch.equal(end[:, -1], BOUNDS.end)
+
+
+def test_anchoring_leaves_the_rest_alone():
+    one = film(3)
+    both = anchored(one, start=BOUNDS.start, end=BOUNDS.end)
+    assert torch.equal(both[:, 1:-1], one[:, 1:-1])
+    assert torch.equal(anchored(one), one)
+
+
+def test_sampler_solves_the_ode_of_a_gaussian():
+    """For data N(m, s^2) the ideal denoiser is known, and so is the end: (x - m) shrunk from the start's spread to s."""
+    mean, spread = 1.5, 0.4
+    sigmas = torch.cat([torch.logspace(2, -4, 800), torch.zeros(1)]).double()
+    visited = []
+
+    def denoise(x, level, ways, scaled_as):
+        visited.append(level)
+        sigma = sigmas[level]
+        estimate = mean + spread**2 / (spread**2 + sigma**2) * (x - mean)
+        return {"forward": Estimate(estimate), "backward": Estimate(estimate.flip(1))}
+
+    start = mean + film(0) * (spread**2 + sigmas[0] ** 2).sqrt()
+    end = sample(
+        denoise, start, sigmas, trf_plan(800, jump_n_sample=1), lambda: 1 / 0, weights=even_weights(FRAMES).double()
+    )
+    assert visited == list(range(800))
+    assert torch.allclose(end, mean + film(0) * spread, atol=0.01)
+
+
+def test_only_the_reference_scales_with_a_stale_index():
+    sigmas = torch.linspace(5, 0, 7).double()
+    plan = trf_plan(6, jump_length=2, jump_n_sample=2, repeat_step_ratio=0.5)
+    for stale, expected in ((False, []), (True, [(1, 3)])):
+        odd = []
+
+        def denoise(x, level, ways, scaled_as, odd=odd):
+            if level != scaled_as:
+                odd.append((level, scaled_as))
+            return {"forward": Estimate(x), "backward": Estimate(x)}
+
+        sample(denoise, film(0), sigmas, plan, lambda: film(1), stale_scaling=stale)
+        assert odd == expected
+
+
+@pytest.mark.parametrize("plan", [vibid_plan(3), mpd_par_plan(3)])
+def test_latents_are_observed_after_every_iteration_and_may_be_replaced(plan):
+    seen = []
+
+    def observe(number, iteration, x):
+        seen.append((number, iteration))
+        return x * 0
+
+    sigmas = levels(3)
+    end = sample(Analytic(sigmas), film(0), sigmas, plan, Noise(), bounds=BOUNDS, cfg_plus=True, observe=observe)
+    assert seen == list(enumerate(plan))
+    assert not end[:, 1:-1].any()

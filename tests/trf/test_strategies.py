@@ -1,0 +1,138 @@
+"""Every sampler through the pipeline on the tiny model: draws, anchors, patches, memory, settings, and what cannot work."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from trfpp import TimeReversalFusionPipeline
+from trfpp.trf.settings import SamplerSettings, resolve
+from trfpp.trf.strategies import STRATEGIES
+from trfpp.trf.two_unets import TwoUNets
+
+SMALL = {"height": 32, "width": 48, "num_frames": 4, "num_inference_steps": 3, "output_type": "latent"}
+OTHERS = ("gi", "vibid", "mpd-seq", "mpd-par")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(model):
+    yield model
+    model.unload_patches()
+
+
+def picture(seed):
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 48, 3), dtype=np.uint8))
+
+
+def run(pipe, name, seed=5, **more):
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(picture(0), picture(1), sampler=name, generator=generator, **{**SMALL, **more})
+
+
+def relative(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+def test_the_same_seed_gives_the_same_bits_and_no_two_samplers_the_same_film(pipe):
+    films = {name: run(pipe, name).frames for name in STRATEGIES if name != "trf-reference"}
+    for name in OTHERS:
+        assert torch.equal(run(pipe, name).frames, films[name])
+        assert torch.isfinite(films[name]).all()
+    names = list(films)
+    assert all(relative(films[a], films[b]) > 1e-2 for a in names for b in names if a != b)
+
+
+@pytest.mark.parametrize("name", ["vibid", "mpd-seq"])
+def test_first_and_last_frame_are_the_bounds(pipe, name):
+    film = run(pipe, name).frames
+    for number, frame in ((0, 0), (1, -1)):
+        pixels = torch.from_numpy(np.array(picture(number))).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+        assert torch.allclose(film[:, frame], latents, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vibid", "mpd-par"])
+def test_rows_one_at_a_time_give_the_same_film(pipe, name):
+    one, apart = run(pipe, name), run(pipe, name, low_memory=True)
+    assert relative(apart.frames, one.frames) < 1e-4
+    assert (apart.unet_calls, apart.unet_forwards) == (one.unet_calls, 2 * one.unet_calls)
+
+
+def test_calls_are_those_of_the_plan_and_the_bar_counts_them(pipe, monkeypatch):
+    bars = []
+    usual = pipe.progress_bar
+    monkeypatch.setattr(pipe, "progress_bar", lambda **told: bars.append(usual(**told)) or bars[-1])
+    settings = {name: SamplerSettings(sampler=name, num_inference_steps=3) for name in OTHERS}
+    for name in OTHERS:
+        result = run(pipe, name)
+        expected = sum({"fused": 2, "renoise": 0}.get(i.kind, 1) for i in STRATEGIES[name].plan(settings[name]))
+        assert result.unet_calls == expected == bars[-1].total
+        assert (result.disagreement is None) == (name in ("vibid", "mpd-seq"))
+
+
+def test_gi_rotates_by_itself_as_it_would_for_a_patch_that_asks_for_it(pipe, make_patch, monkeypatch):
+    own = run(pipe, "gi").frames
+    plain = {**STRATEGIES, "gi": replace(STRATEGIES["gi"], rotated=False)}
+    monkeypatch.setattr("trfpp.trf.pipeline.STRATEGIES", plain)
+    assert relative(run(pipe, "gi").frames, own) > 1e-2
+    pipe.load_patch(make_patch(direction="both", rotated_attention=True, size=0.0), "still")
+    assert relative(run(pipe, "gi").frames, own) < 1e-5
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_adapter_acts_on_its_own_direction(pipe, make_patch, name):
+    """A pair equals its two adapters loaded apart, each on its half; and each of them matters."""
+    base = run(pipe, name).frames
+    pipe.load_patch(make_patch("pair", direction="both", size=0.1), "pair")
+    pair = run(pipe, name).frames
+    pipe.set_patches({"pair": (1.0, 0.0)})
+    forward = run(pipe, name).frames
+    pipe.set_patches({"pair": (0.0, 1.0)})
+    backward = run(pipe, name).frames
+    for one, other in ((forward, base), (backward, base), (forward, pair), (backward, pair)):
+        assert relative(one, other) > 1e-3
+
+
+def test_a_sampler_brings_its_own_settings_and_leaves_those_of_another_aside():
+    card = {"sampler": "trf", "num_inference_steps": 40, "max_guidance_scale": 2.5, "fps": 11, "jump_n_sample": 1}
+    settings, sources = resolve({}, card, {"num_frames": 14})
+    assert (settings.num_inference_steps, sources["num_inference_steps"]) == (40, "patch card")
+    settings, sources = resolve({"sampler": "vibid"}, card, {"num_frames": 14})
+    assert (settings.num_inference_steps, sources["num_inference_steps"]) == (25, "sampler")
+    assert (settings.max_guidance_scale, settings.fps, sources["fps"]) == (1.0, 11, "patch card")
+    settings, _ = resolve({"sampler": "trf-reference"}, card, {})
+    assert settings.num_inference_steps == 40
+    settings, sources = resolve({"num_inference_steps": 7}, {"sampler": "gi", "max_guidance_scale": 1.5}, {})
+    assert (settings.sampler, settings.num_inference_steps, settings.max_guidance_scale) == ("gi", 7, 1.5)
+    assert (settings.min_guidance_scale, sources["min_guidance_scale"]) == (2.0, "sampler")
+
+
+def test_what_has_no_effect_is_said(pipe, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(pipe, "vibid", jump_length=3)
+    assert "sampler=vibid has re-noising of its own: jump_length is left aside." in caplog.text
+
+
+def test_what_cannot_work_is_refused(pipe, make_patch, monkeypatch):
+    with pytest.raises(ValueError, match="no low_memory"):
+        run(pipe, "gi", low_memory=True)
+    with pytest.raises(ValueError, match="choose one of trf, trf-reference, gi, vibid, mpd-seq, mpd-par"):
+        run(pipe, "ddim")
+    pipe.load_patch(make_patch(direction="both", rotated_attention=True), "rotated")
+    with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time; choose trf or gi"):
+        run(pipe, "vibid")
+    pipe.unload_patches()
+    monkeypatch.setattr(pipe, "unet", TwoUNets(pipe.unet, pipe.unet))
+    with pytest.raises(ValueError, match="this model has two"):
+        run(pipe, "gi")

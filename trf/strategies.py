@@ -1,0 +1,51 @@
+"""Every way of sampling by name: its plan, and what it does otherwise than Time-Reversal Fusion.
+
+A way is one entry: a plan (`schedule`) and choices that the core knows (`samplers.sample`). The settings its authors
+use are in `settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .fusion import even_weights, linear_weights
+from .schedule import Iteration, gi_plan, mpd_par_plan, mpd_seq_plan, trf_plan, vibid_plan
+from .settings import SamplerName, SamplerSettings
+
+Weights = Callable[[int, torch.device | str | None], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A way of sampling."""
+
+    plan: Callable[[SamplerSettings], list[Iteration]]
+    """What is done at which noise level."""
+    weights: Weights = linear_weights
+    """Fusion weights of the forward path, from the number of frames."""
+    cfg_plus: bool = False
+    """Step along the noise of the estimate without conditions, which is then needed even where nothing is guided."""
+    rotated: bool = False
+    """Rotate the temporal attention of the backward rows."""
+    stale_scaling: bool = False
+    """See `samplers.sample`."""
+
+
+def _trf(settings: SamplerSettings) -> list[Iteration]:
+    return trf_plan(
+        settings.num_inference_steps, settings.jump_length, settings.jump_n_sample, settings.repeat_step_ratio
+    )
+
+
+STRATEGIES: Mapping[SamplerName, Strategy] = {
+    "trf": Strategy(plan=_trf),
+    "trf-reference": Strategy(plan=_trf, stale_scaling=True),
+    "gi": Strategy(plan=lambda own: gi_plan(own.num_inference_steps), weights=even_weights, rotated=True),
+    "vibid": Strategy(plan=lambda own: vibid_plan(own.num_inference_steps), cfg_plus=True),
+    "mpd-seq": Strategy(plan=lambda own: mpd_seq_plan(own.num_inference_steps), cfg_plus=True),
+    "mpd-par": Strategy(plan=lambda own: mpd_par_plan(own.num_inference_steps), cfg_plus=True),
+}
