@@ -61,12 +61,15 @@ class PrepConfig(Settings):
     fps: Annotated[float, Field(gt=0)] | None = 7.0
     """Frames per second of the clips; frames are chosen by their timestamps. null: every frame counts, at the rate that
     each source has."""
-    num_frames: Annotated[int, Field(ge=2)] = 25
-    """Frames of a clip."""
+    num_frames: Annotated[int, Field(ge=2)] | list[Annotated[int, Field(ge=2)]] = 25
+    """Frames of a clip. Of several, such as [25,14], each uncut stretch gets the largest of which a clip fits."""
     height: Positive = 576
     """Pixels."""
     width: Positive = 1024
     """Pixels."""
+    sizes: list[str] | None = None
+    """Several sizes as WIDTHxHEIGHT, such as [1024x576,576x1024], in place of height and width: each source is put into
+    the one of the nearest aspect ratio."""
     fit: Literal["crop", "pad"] = "crop"
     """Centre crop to the aspect ratio, or pad with black."""
     stride_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -189,7 +192,8 @@ class InferConfig(SamplingConfig):
     loop: Path | None = None
     """One frame that is first and last: a seamless loop."""
     manifest: Path | None = None
-    """CSV or JSONL file of pairs: start and end (or loop), optionally id, fps, motion_bucket_id, seed."""
+    """CSV or JSONL file of pairs: start and end (or loop), optionally id, fps, motion_bucket_id, num_frames, height and
+    width, seed."""
     seed: int = 42
     """Of every draw; each pair starts from it anew, so results do not depend on their order."""
     save_frames: bool = True

@@ -21,7 +21,9 @@ MANIFEST_FILE = "pairs.jsonl"
 PAIRS_FOLDER = "pairs"
 """Where the command line writes a dataset's held-out pairs, inside its folder."""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-COLUMNS = ("id", "start", "end", "loop", "truth", "fps", "motion_bucket_id", "num_frames", "seed", "video")
+COLUMNS = (
+    "id", "start", "end", "loop", "truth", "fps", "motion_bucket_id", "num_frames", "height", "width", "seed", "video",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class Pair:
     """Amount of motion, 0 to 255."""
     num_frames: int | None = None
     """Frames, both bounds included."""
+    height: int | None = None
+    """Pixels of the video; given with `width` or not at all."""
+    width: int | None = None
+    """Pixels."""
     seed: int | None = None
     """Seed of the pair's draws."""
     video: str | None = None
@@ -91,6 +97,8 @@ def write_pairs(dataset_folder: Path, output: Path, split: Split = "validation")
                     "fps": row["fps"],
                     "motion_bucket_id": row["motion_bucket"],
                     "num_frames": len(frames),
+                    "height": row["height"],
+                    "width": row["width"],
                     "video": row["video"],
                 }
                 manifest.write(json.dumps(pair) + "\n")
@@ -101,7 +109,8 @@ def read_manifest(path: Path) -> list[Pair]:
     """Read a manifest of pairs, CSV with a header or JSON lines.
 
     Columns: `start` and `end`, or `loop` for one image that is both; optional `id` (`pair00001`, … by row if left out),
-    `truth`, `fps`, `motion_bucket_id`, `num_frames`, `seed`, `video`. Paths are relative to the manifest's folder.
+    `truth`, `fps`, `motion_bucket_id`, `num_frames`, `height` and `width`, `seed`, `video`. Paths are relative to the
+    manifest's folder.
 
     Raises:
         ValueError: naming the line and what is wrong there, for every bad row.
@@ -155,6 +164,8 @@ def _pair(cells: Any, folder: Path, default_id: str) -> Pair:
         raise ValueError(f"unknown column {unknown[0]!r}; valid ones are {', '.join(COLUMNS)}")
     if ("loop" in said) == ("start" in said or "end" in said):
         raise ValueError("give either start and end, or loop")
+    if ("height" in said) != ("width" in said):
+        raise ValueError("give both height and width, or neither")
     name = str(said.get("id", default_id))
     if not SAFE_ID.fullmatch(name):
         raise ValueError(
@@ -168,6 +179,8 @@ def _pair(cells: Any, folder: Path, default_id: str) -> Pair:
         fps=_number(said, "fps", 0, 1000),
         motion_bucket_id=_number(said, "motion_bucket_id", 0, 255),
         num_frames=_whole(said, "num_frames", 2),
+        height=_whole(said, "height", 1),
+        width=_whole(said, "width", 1),
         seed=_whole(said, "seed", 0),
         video=str(said["video"]) if "video" in said else None,
     )

@@ -49,10 +49,12 @@ def windows(
     timestamps: np.ndarray,
     boundaries: Sequence[int],
     fps: float | None,
-    num_frames: int,
+    num_frames: int | Sequence[int],
     stride_seconds: float | None = None,
 ) -> list[Window]:
     """Windows of `num_frames` frames at `fps` that hold no cut, in order of time.
+
+    Of several numbers of frames each scene gets the largest of which a window fits, for all of its windows.
 
     A window starts at a source frame, at `t0`, and takes the source frame nearest to each of `t0 + k / fps`. Where two
     of them are the same frame, or one is more than half a step off, the source is too slow there: no window.
@@ -64,51 +66,64 @@ def windows(
         timestamps: times of the source's frames, `[n]`, increasing.
         boundaries: frames at which a scene starts; the first frame is one without saying.
         fps: frames per second wanted, or `None` for the source's own.
-        num_frames: frames of a window, at least 2.
+        num_frames: frames of a window, at least 2; one number, or several to choose from.
         stride_seconds: time from one window's start to the next one's; without overlap if not given.
     """
-    _check(fps, num_frames, stride_seconds)
+    lengths = sorted({num_frames} if isinstance(num_frames, int) else set(num_frames), reverse=True)
+    for length in lengths:
+        _check(fps, length, stride_seconds)
     edges = [0, *sorted(set(boundaries) - {0}), len(timestamps)]
     found = []
     for first, end in pairwise(edges):
         scene = timestamps[first:end]
-        if fps is None:
-            starts = _even_starts(scene, num_frames, stride_seconds)
-            every = (range(first + start, first + start + num_frames) for start in starts)
-            found += [Window(tuple(indices), tuple(timestamps[indices].tolist())) for indices in every]
-            continue
-        start = 0
-        while start < len(scene):
-            targets = scene[start] + np.arange(num_frames) / fps
-            # The last frame may come up to half of the source's own step before its target.
-            if targets[-1] > scene[-1] + np.diff(scene[-2:]).sum() / 2:
-                break
-            picked = nearest(scene, targets)
-            late = np.abs(scene[picked] - targets) > 0.5 / fps
-            late[1:] |= np.diff(picked) == 0
-            if late.any():
-                start = max(start + 1, int(picked[late.argmax()]))
-                continue
+        tried = (
+            _even_windows(scene, length, stride_seconds)
+            if fps is None
+            else _paced_windows(scene, fps, length, stride_seconds)
+            for length in lengths
+        )
+        chosen: list[np.ndarray] = next(filter(None, tried), [])
+        for picked in chosen:
             indices = tuple(int(index) for index in picked + first)
             found.append(Window(indices, tuple(float(timestamps[index]) for index in indices)))
-            step = num_frames / fps if stride_seconds is None else stride_seconds
-            following = int(nearest(scene, np.asarray([scene[start] + step]))[0])
-            if scene[start] + step > scene[-1] + 0.5 / fps:
-                break
-            start = max(following, int(picked[-1]) + 1 if stride_seconds is None else start + 1)
     return found
 
 
-def _even_starts(times: np.ndarray, num_frames: int, stride_seconds: float | None) -> list[int]:
-    """Where windows of consecutive frames of one scene start, none of them more than half a step off an even pace."""
-    found, start = [], 0
+def _paced_windows(scene: np.ndarray, fps: float, num_frames: int, stride_seconds: float | None) -> list[np.ndarray]:
+    """The frames of each window of one scene, at `fps`."""
+    found: list[np.ndarray] = []
+    start = 0
+    while start < len(scene):
+        targets = scene[start] + np.arange(num_frames) / fps
+        # The last frame may come up to half of the source's own step before its target.
+        if targets[-1] > scene[-1] + np.diff(scene[-2:]).sum() / 2:
+            break
+        picked = nearest(scene, targets)
+        late = np.abs(scene[picked] - targets) > 0.5 / fps
+        late[1:] |= np.diff(picked) == 0
+        if late.any():
+            start = max(start + 1, int(picked[late.argmax()]))
+            continue
+        found.append(picked)
+        step = num_frames / fps if stride_seconds is None else stride_seconds
+        following = int(nearest(scene, np.asarray([scene[start] + step]))[0])
+        if scene[start] + step > scene[-1] + 0.5 / fps:
+            break
+        start = max(following, int(picked[-1]) + 1 if stride_seconds is None else start + 1)
+    return found
+
+
+def _even_windows(times: np.ndarray, num_frames: int, stride_seconds: float | None) -> list[np.ndarray]:
+    """Windows of consecutive frames of one scene, none of which is more than half a step off an even pace."""
+    found: list[np.ndarray] = []
+    start = 0
     while start + num_frames <= len(times):
         window = times[start : start + num_frames]
         off = np.abs(window - np.linspace(window[0], window[-1], num_frames))
         if off.max() > (window[-1] - window[0]) / (num_frames - 1) / 2:
             start += 1
             continue
-        found.append(start)
+        found.append(np.arange(start, start + num_frames))
         if stride_seconds is None:
             start += num_frames
         elif window[0] + stride_seconds > times[-1]:

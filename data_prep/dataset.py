@@ -24,6 +24,7 @@ from .clips import Window
 from .frames import fit
 from .motion import motion_bucket, motion_score, statistics
 from .plan import ClipSettings, PlannedVideo, Split, name_in, plan
+from .shapes import counted, shapes_of
 from .video import UnreadableVideo, find_videos
 
 REPORT_FILE = "report.json"
@@ -65,6 +66,8 @@ class Report:
     """Median of the clips' measured frames per second."""
     motion: dict[str, float] | None = None
     """Motion of the clips; see `trf.patch.MotionStatistics`."""
+    buckets: dict[str, dict[Split, int]] = field(default_factory=dict)
+    """Clips of each split, by their shape; the shape of most clips first."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The `ClipSettings`, and `source`."""
     already_there: bool = False
@@ -81,6 +84,11 @@ class Report:
             f"{self.clips} clips ({self.train} train, {self.validation} validation) of {len(self.files)} files"
             + (", made by an earlier run with the same settings; nothing was done" if self.already_there else "")
         ]
+        if len(self.buckets) > 1:
+            lines += [
+                f"  {shape}: {sum(of.values())} clips ({of['train']} train, {of['validation']} validation)"
+                for shape, of in self.buckets.items()
+            ]
         if self.motion:
             low, middle, high = (self.motion[f"score_{name}"] for name in ("p10", "median", "p90"))
             bucket = self.motion["motion_bucket_median"]
@@ -114,7 +122,7 @@ def prepare(source: Path, output: Path, *, overwrite: bool = False, progress: bo
             f"output={str(output)!r} lies in the source folder, where its own images would count as footage."
         )
     wanted = ClipSettings(**settings)
-    given = {"source": str(source.resolve()), **asdict(wanted)}
+    given = json.loads(json.dumps({"source": str(source.resolve()), **asdict(wanted)}))  # as it will be read back
     earlier = _earlier_report(source, output, given, overwrite)
     if earlier is not None:
         return earlier
@@ -177,7 +185,7 @@ def _rows(
             try:
                 for window, split in one.windows:
                     bar.update()
-                    frames = fit(one.video.read(window.indices), settings.height, settings.width, settings.fit)
+                    frames = fit(one.video.read(window.indices), *one.size, settings.fit)
                     score = motion_score(frames, window.fps)
                     if settings.min_motion is not None and score < settings.min_motion:
                         report.too_still += 1
@@ -248,6 +256,9 @@ def _balanced(train: datasets.Dataset, validation: datasets.Dataset, holdout: fl
 
 def _describe(report: Report, splits: datasets.DatasetDict) -> None:
     report.train, report.validation = len(splits["train"]), len(splits["validation"])
+    shapes = {name: counted(shapes_of(rows)) for name, rows in splits.items()}
+    every = counted(shape for rows in splits.values() for shape in shapes_of(rows))
+    report.buckets = {str(shape): {name: of.get(shape, 0) for name, of in shapes.items()} for shape in every}
     columns = {
         name: [value for rows in splits.values() for value in rows[name]]
         for name in ("fps", "motion_score", "motion_bucket")

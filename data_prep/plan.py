@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from .clips import Window, cuts, why_no_window, windows
 from .frames import FitMode
+from .shapes import Shape, Size, counted, nearest_size, parse_size
 from .video import UnreadableVideo, Video, find_videos, open_video
 
 Split = Literal["train", "validation"]
@@ -23,12 +25,14 @@ class ClipSettings:
 
     fps: float | None = 7
     """Frames per second of a clip, by the source's frame times; `None` takes every frame, at each source's own rate."""
-    num_frames: int = 25
-    """Frames of a clip."""
+    num_frames: int | Sequence[int] = 25
+    """Frames of a clip; of several numbers each uncut stretch gets the largest of which a clip fits."""
     height: int = 576
     """Pixels."""
     width: int = 1024
     """Pixels."""
+    sizes: Sequence[str] | None = None
+    """Several sizes as WIDTHxHEIGHT, in place of `height` and `width`; see `shapes.nearest_size`."""
     fit: FitMode = "crop"
     """`crop` cuts off what overhangs the size, `pad` adds black; the aspect is kept either way."""
     stride_seconds: float | None = None
@@ -53,8 +57,10 @@ class ClipSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
-        if self.num_frames < 2:
+        if not self.lengths or min(self.lengths) < 2:
             raise ValueError(f"num_frames={self.num_frames}: a clip needs at least 2 frames.")
+        if not self.all_sizes:
+            raise ValueError("sizes=[]: give at least one, or leave it out.")
         if self.max_clips_per_video is not None and self.max_clips_per_video < 1:
             raise ValueError(f"max_clips_per_video={self.max_clips_per_video}: must be at least 1.")
         if not 0 <= self.holdout <= 1:
@@ -62,6 +68,23 @@ class ClipSettings:
         for name, choices in (("fit", ("crop", "pad")), ("image_format", ("png", "jpeg"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}.")
+
+    @property
+    def lengths(self) -> list[int]:
+        """The numbers of frames to choose from, the largest first."""
+        given = [self.num_frames] if isinstance(self.num_frames, int) else self.num_frames
+        return sorted(set(given), reverse=True)
+
+    @property
+    def all_sizes(self) -> list[Size]:
+        """The sizes to choose from, as they were given.
+
+        Raises:
+            ValueError: for one that cannot be read.
+        """
+        if self.sizes is None:
+            return [Size(self.height, self.width)]
+        return list(dict.fromkeys(map(parse_size, self.sizes)))
 
 
 @dataclass(frozen=True)
@@ -71,6 +94,8 @@ class PlannedVideo:
     name: str
     video: Video
     windows: list[tuple[Window, Split]]
+    size: Size
+    """Of its clips."""
     reason: str = ""
 
 
@@ -82,16 +107,23 @@ class Plan:
     videos: list[PlannedVideo]
 
     def __str__(self) -> str:
+        kept = self.settings
+        sizes, lengths = kept.all_sizes, kept.lengths
         lines = []
         for one in self.videos:
             held = sum(split == "validation" for _, split in one.windows)
-            made = f"{len(one.windows)} clips, {held} of them held out" if one.windows else f"skipped: {one.reason}"
-            lines.append(f"{one.name}: {made}")
-        total = sum(len(one.windows) for one in self.videos)
-        kept = self.settings
+            of_size = f" of {one.size}" if len(sizes) > 1 else ""
+            made = f"{len(one.windows)} clips{of_size}, {held} of them held out"
+            lines.append(f"{one.name}: {made}" if one.windows else f"{one.name}: skipped: {one.reason}")
+        shapes = [Shape(len(window.indices), *one.size) for one in self.videos for window, _ in one.windows]
         pace = f"{kept.fps:g} fps" if kept.fps else "its source's own fps"
-        shape = f"{kept.num_frames} frames of {kept.width}x{kept.height} at {pace}"
-        return "\n".join([*lines, f"{total} clips of {len(self.videos)} files before motion is measured; each {shape}"])
+        total = f"{len(shapes)} clips of {len(self.videos)} files before motion is measured; each"
+        asked = [Shape(length, *size) for length in lengths for size in sizes]
+        if len(asked) == 1:
+            return "\n".join([*lines, f"{total} {asked[0]} at {pace}"])
+        buckets = {**counted(shapes), **{shape: 0 for shape in asked if shape not in shapes}}
+        counts = [f"  {shape}: {clips or 'no'} clips" for shape, clips in buckets.items()]
+        return "\n".join([*lines, f"{total} at {pace}, in buckets:", *counts])
 
 
 def plan(source: Path, *, progress: bool = True, **settings: Any) -> Plan:
@@ -118,13 +150,15 @@ def plan(source: Path, *, progress: bool = True, **settings: Any) -> Plan:
             video = open_video(path, wanted.sequence_fps)
             try:
                 chosen, reason = _plan_video(video, wanted)
+                width, height = video.size
+                size = nearest_size(Size(height, width), wanted.all_sizes, wanted.fit)
             except (UnreadableVideo, OSError) as error:
-                chosen, reason = [], str(error)
+                chosen, reason, size = [], str(error), wanted.all_sizes[0]
             # Carried from source to source, so that many short ones together still give the fraction asked for.
             owed += wanted.holdout * len(chosen)
             held = min(int(owed + 0.5), ceil(wanted.holdout * len(chosen)))
             owed -= held
-            planned.append(PlannedVideo(name_in(source, path), video, assign_splits(chosen, held), reason))
+            planned.append(PlannedVideo(name_in(source, path), video, assign_splits(chosen, held), size, reason))
             clips = sum(len(one.windows) for one in planned)
             bar.set_postfix(clips=clips, skipped=sum(not one.windows for one in planned))
     return Plan(wanted, planned)
@@ -147,10 +181,10 @@ def assign_splits(chosen: list[Window], held: int) -> list[tuple[Window, Split]]
 
 def _plan_video(video: Video, settings: ClipSettings) -> tuple[list[Window], str]:
     boundaries = cuts(video, settings.cut_threshold)
-    timing = (video.timestamps, boundaries, settings.fps, settings.num_frames)
-    chosen = windows(*timing, settings.stride_seconds)
+    timing = (video.timestamps, boundaries, settings.fps)
+    chosen = windows(*timing, settings.lengths, settings.stride_seconds)
     if not chosen:
-        return [], why_no_window(*timing)
+        return [], why_no_window(*timing, settings.lengths[-1])
     limit = settings.max_clips_per_video
     if limit is not None and len(chosen) > limit:
         chosen = [chosen[round(place)] for place in np.linspace(0, len(chosen) - 1, limit)]

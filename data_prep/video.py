@@ -59,6 +59,7 @@ class Video(ABC):
 
     path: Path
     _timestamps: np.ndarray | None = None
+    _size = (0, 0)
 
     @property
     def timestamps(self) -> np.ndarray:
@@ -73,6 +74,12 @@ class Video(ABC):
             deque(self.small_frames(), maxlen=0)
         assert self._timestamps is not None
         return self._timestamps
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames, upright and with square pixels; known as `timestamps` are."""
+        _ = self.timestamps
+        return self._size
 
     @abstractmethod
     def small_frames(self) -> Iterator[np.ndarray]:
@@ -115,7 +122,6 @@ class VideoFile(Video):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader: decord.VideoReader | None = None
-        self._size = (0, 0)
         # What PyAV shows at key frames to start reading at, by index.
         self._keys: dict[int, np.ndarray] = {}
 
@@ -207,6 +213,7 @@ class ImageSequence(Video):
                 raise UnreadableVideo(
                     f"{file.name} is {image.size[0]}x{image.size[1]}, the images before it {size[0]}x{size[1]}"
                 )
+            self._size = size
             image.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)
             yield np.asarray(image)
         self._timestamps = np.arange(len(self.files)) / self.fps

@@ -31,6 +31,7 @@ def test_pairs_hold_the_clips_bounds_and_truth(clips, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(pair.start)), frames[0])
         np.testing.assert_array_equal(np.asarray(Image.open(pair.end)), frames[-1])
         assert (pair.id, pair.num_frames, pair.seed, pair.loop) == (row["clip_id"], 8, None, False)
+        assert (pair.height, pair.width) == frames.shape[1:3]
         assert (pair.fps, pair.motion_bucket_id, pair.video) == (row["fps"], row["motion_bucket"], row["video"])
 
 
@@ -103,6 +104,8 @@ def test_jsonl_with_blank_lines(folder):
         ({"loop": "a.png", "motion_bucket_id": 256}, "motion_bucket_id: 256 is not between 0 and 255"),
         ({"loop": "a.png", "seed": 1.5}, "seed: 1.5 is not a whole number"),
         ({"loop": "a.png", "seed": -1}, "seed: -1 is not between"),
+        ({"loop": "a.png", "height": 64}, "give both height and width, or neither"),
+        ({"loop": "a.png", "height": 64, "width": 0}, "width: 0 is not between"),
         ({"loop": "a.png", "num_frames": 1}, "num_frames: 1 is not between"),
         (["a.png"], "not a JSON object"),
     ],

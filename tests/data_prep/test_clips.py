@@ -1,5 +1,7 @@
 """Where clips lie: evenly timed, distinct, within one scene, nothing refused that fits; cuts found in real files."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -132,6 +134,34 @@ def test_windows_hold_what_they_promise(steps, boundaries, fps, num_frames, stri
         assert window.times == tuple(times[list(window.indices)])
     for earlier, later in zip(found, found[1:]):  # noqa: RUF007
         assert later.indices[0] > (earlier.indices[-1] if stride is None else earlier.indices[0])
+
+
+def test_a_scene_gets_the_longest_windows_that_fit():
+    times = steady(90, 30)
+    found = windows(times, [40, 52], 10, [4, 12, 2])
+    # 40 frames hold 12 at every third; 12 frames hold 4; 38 frames hold 12 again.
+    assert [(len(window.indices), window.indices[0]) for window in found] == [(12, 0), (4, 40), (12, 52)]
+    whole = windows(times, [40, 52], None, [30, 12])
+    assert [(len(window.indices), window.indices[0]) for window in whole] == [(30, 0), (12, 40), (30, 52)]
+
+
+@given(
+    steps=st.lists(st.floats(0.005, 0.4), min_size=1, max_size=80),
+    boundaries=st.lists(st.integers(0, 80), max_size=3),
+    fps=st.none() | st.floats(2, 40),
+    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=3, unique=True),
+    stride=st.none() | st.floats(0.05, 2),
+)
+def test_of_several_lengths_each_scene_is_cut_as_with_its_own_alone(steps, boundaries, fps, lengths, stride):
+    times = np.concatenate([[0.0], np.cumsum(steps)])
+    edges = sorted({0, *(boundary for boundary in boundaries if boundary < len(times)), len(times)})
+    alone = {length: windows(times, edges[:-1], fps, length, stride) for length in lengths}
+    expected = []
+    for first, end in itertools.pairwise(edges):
+        inside = {length: [one for one in alone[length] if first <= one.indices[0] < end] for length in lengths}
+        longest = max((length for length in lengths if inside[length]), default=None)
+        expected += inside.get(longest, [])
+    assert windows(times, edges[:-1], fps, lengths, stride) == expected
 
 
 def test_nearest_by_brute_force():

@@ -236,3 +236,33 @@ def test_overwrite_replaces_and_new_files_are_noticed(source, tmp_path):
 def test_no_dataset_to_load(tmp_path):
     with pytest.raises(ValueError, match=r"not a clip dataset, report\.json is missing"):
         load_clips(tmp_path)
+
+
+def test_portrait_and_landscape_short_and_long_lie_in_one_dataset(footage, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    footage.encode(folder / "long.mp4", footage.numbered(48, 36, 64))
+    footage.encode(folder / "short.mp4", footage.numbered(15, 36, 64))
+    footage.encode(folder / "tall.mp4", footage.numbered(48, 64, 36))
+    wanted = {"fps": 10, "num_frames": (8, 4), "sizes": ("64x32", "32x64"), "holdout": 0.4, "progress": False}
+    report = prepare(folder, tmp_path / "clips", **wanted)
+    rows = [row for split in ("train", "validation") for row in load_clips(tmp_path / "clips", split)]
+    shapes = {(row["video"], *clip_frames(row).shape[:3]) for row in rows}
+    assert shapes == {("long.mp4", 8, 32, 64), ("short.mp4", 4, 32, 64), ("tall.mp4", 8, 64, 32)}
+    assert all((row["height"], row["width"]) == clip_frames(row).shape[1:3] for row in rows)
+    assert len({row["clip_id"] for row in rows}) == len(rows) == 5
+    assert {shape: sum(of.values()) for shape, of in report.buckets.items()} == {
+        "8 frames of 32x64": 2, "8 frames of 64x32": 2, "4 frames of 64x32": 1,
+    }  # fmt: skip
+    assert sum(of["validation"] for of in report.buckets.values()) == report.validation == 2
+    assert "  8 frames of 32x64: 2 clips (1 train, 1 validation)" in report.summary()
+    assert prepare(folder, tmp_path / "clips", **{**wanted, "num_frames": [8, 4]}).already_there
+
+
+def test_one_of_several_is_cut_as_alone(source, tmp_path):
+    alone = prepare(source, tmp_path / "alone", **SMALL)
+    listed = {**SMALL, "num_frames": [SMALL["num_frames"]], "sizes": [f"{SMALL['width']}x{SMALL['height']}"]}
+    prepare(source, tmp_path / "listed", **listed)
+    for split in ("train", "validation"):
+        assert load_clips(tmp_path / "alone", split).to_dict() == load_clips(tmp_path / "listed", split).to_dict()
+    assert "frames of" not in alone.summary()

@@ -63,6 +63,45 @@ def test_sources_keep_their_own_rate_without_fps(footage, tmp_path):
     assert str(found).endswith("each 4 frames of 32x32 at its source's own fps")
 
 
+@pytest.fixture
+def both_ways(footage, tmp_path):
+    """Landscape with a long take, landscape with a short one, portrait as filmed, and portrait by a phone's turn."""
+    folder = tmp_path / "both_ways"
+    folder.mkdir()
+    footage.encode(folder / "long.mp4", footage.numbered(48, 36, 64))
+    footage.encode(folder / "short.mp4", footage.numbered(15, 36, 64))
+    footage.encode(folder / "tall.mp4", footage.numbered(48, 64, 36))
+    footage.encode(folder / "turned.mp4", footage.numbered(48, 36, 64))
+    footage.set_rotation(folder / "turned.mp4", 90)
+    return folder
+
+
+def test_every_source_finds_its_bucket(both_ways):
+    wanted = {"fps": 10, "num_frames": [4, 8], "sizes": ["64x32", "32x64"], "holdout": 0}
+    found = plan(both_ways, progress=False, **wanted)
+    shapes = {one.name: [(len(window.indices), *one.size) for window, _ in one.windows] for one in found.videos}
+    assert shapes == {
+        "long.mp4": [(8, 32, 64)] * 2,
+        "short.mp4": [(4, 32, 64)],
+        "tall.mp4": [(8, 64, 32)] * 2,
+        "turned.mp4": [(8, 64, 32)] * 2,
+    }
+    said = str(found)
+    assert "tall.mp4: 2 clips of 32x64, 0 of them held out" in said
+    assert said.splitlines()[-5:] == [
+        "7 clips of 4 files before motion is measured; each at 10 fps, in buckets:",
+        "  8 frames of 32x64: 4 clips",
+        "  8 frames of 64x32: 2 clips",
+        "  4 frames of 64x32: 1 clips",
+        "  4 frames of 32x64: no clips",
+    ]
+
+
+def test_too_short_for_the_shortest_is_the_reason(both_ways):
+    found = plan(both_ways / "short.mp4", progress=False, fps=10, num_frames=[40, 9])
+    assert "9 frames at 10 fps last 0.80 s" in found.videos[0].reason
+
+
 def test_nothing_to_look_at(tmp_path):
     with pytest.raises(ValueError, match="holds no videos"):
         plan(tmp_path, progress=False)
@@ -73,6 +112,10 @@ def test_nothing_to_look_at(tmp_path):
     [
         {"fps": 0},
         {"num_frames": 1},
+        {"num_frames": []},
+        {"num_frames": [8, 1]},
+        {"sizes": []},
+        {"sizes": ["64x32", "big"]},
         {"height": 0},
         {"holdout": 1.1},
         {"max_clips_per_video": 0},
