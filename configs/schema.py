@@ -61,8 +61,9 @@ class PrepConfig(Settings):
     fps: Annotated[float, Field(gt=0)] | None = 7.0
     """Frames per second of the clips; frames are chosen by their timestamps. null: every frame counts, at the rate that
     each source has."""
-    num_frames: Annotated[int, Field(ge=2)] | list[Annotated[int, Field(ge=2)]] = 25
-    """Frames of a clip. Of several, such as [25,14], each uncut stretch gets the largest of which a clip fits."""
+    num_frames: int | list[int] = 25
+    """Frames of a clip, at least 2. Of several, such as [25,14], each uncut stretch gets the largest of which a clip
+    fits."""
     height: Positive = 576
     """Pixels."""
     width: Positive = 1024

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -119,9 +118,12 @@ def films_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, FilmTru
 
 
 def batches(cases: Sequence[Case], size: int) -> Iterator[list[Case]]:
-    """Neighbouring cases of equal length, so many at a time."""
-    for _, group in groupby(cases, key=lambda case: case.settings.num_frames):
-        alike = list(group)
+    """Cases of one shape, so many at a time; the shape of the first case comes first."""
+    groups: dict[tuple[int, int, int], list[Case]] = {}
+    for case in cases:
+        made = case.settings
+        groups.setdefault((made.num_frames, made.height, made.width), []).append(case)
+    for alike in groups.values():
         yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
 

@@ -122,13 +122,12 @@ def _row(case: Case, images: Footage, made: Made, film: FilmTruth | None, second
     loop = np.array_equal(images.start, images.end)
     metrics = measure(made.frames, images.truth, images.start, images.end, loop=loop)
     metrics |= measure_film(made.frames, film) if film else {}
-    shape = ("height", "width", *PAIR_SETTINGS)
     return {
         "id": case.pair.id,
         **{name: round(value, 6) for name, value in {**metrics, **made.metrics}.items()},
         "seconds": round(seconds, 4),
         "unet_calls": made.unet_calls,
-        "made_with": {**{name: getattr(case.settings, name) for name in shape}, "seed": case.seed},
+        "made_with": {**{name: getattr(case.settings, name) for name in PAIR_SETTINGS}, "seed": case.seed},
     }
 
 

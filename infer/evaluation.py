@@ -45,7 +45,7 @@ def recipe_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, Any]:
             "decode_chunk_size": config.decode_chunk_size,
             "seed": config.seed,
         }
-    # Where fps, motion and number of frames are each pair's own, those of the first stand for all: see the manifest.
+    # Where fps, motion, frames and size are each pair's own, those of the first stand for all: see the manifest.
     sampler = {f"sampler.{name}": value for name, value in asdict(cases[0].settings).items()}
     manifest = manifest_of(config)
     data = {"manifest": str(manifest.resolve()), "manifest_sha256": sha256(manifest), "loop": config.loop}

@@ -48,7 +48,7 @@ from .record import (
 if TYPE_CHECKING:
     from ..configs.schema import InferConfig, SamplingConfig
 
-PAIR_SETTINGS = ("fps", "motion_bucket_id", "num_frames")
+PAIR_SETTINGS = ("fps", "motion_bucket_id", "num_frames", "height", "width")
 """Sampler settings a manifest can give for each pair."""
 
 

@@ -106,6 +106,39 @@ def test_batches_and_neighbours_change_nothing(settings, tmp_path):
     assert len({row["made_with"]["seed"] for row in four.values()}) == 4
 
 
+def test_pairs_of_several_shapes_are_measured_each_at_its_own(settings, tmp_path):
+    """A film as it is, tall, and short, in turn: the wide and the short one are not batched together."""
+    (tmp_path / "films").mkdir()
+    write_world(tmp_path / "films", "linear", count=4, seed=1, num_frames=6, side=64)
+    films = {}
+    for n in range(4):
+        frames = open_video(tmp_path / "films" / f"linear-{n:05d}.mp4", 1).read(range(6))
+        films[f"film{n}"] = (frames[:, 16:48], frames[:, :, 16:48], frames[:4, 16:48], frames[:, 16:48])[n]
+    manifest = write_pairs(tmp_path / "pairs", films)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    sized = [{**row, "height": film.shape[1], "width": film.shape[2]} for row, film in zip(lines, films.values())]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in sized))
+    sampler = SamplerOverrides(num_inference_steps=2)
+    summary = evaluate(settings(data=manifest, sampler=sampler, batch=4, save_videos=True))
+    assert summary["pairs"] == 4
+    found = rows(tmp_path / "out")
+    for name, film in films.items():
+        made = found[name]["made_with"]
+        assert (made["num_frames"], made["height"], made["width"]) == film.shape[:3]
+        assert open_video(tmp_path / "out" / "videos" / f"{name}.mp4", 1).size == film.shape[2:0:-1]
+    alone = settings(data=manifest, sampler=sampler, batch=1, output=tmp_path / "alone")
+    evaluate(alone)
+    for name, row in rows(alone.output).items():
+        assert row["inner_psnr"] == pytest.approx(found[name]["inner_psnr"], rel=2e-3)
+    told = settings(data=manifest, sampler=SMALL.model_copy(update={"width": 48}), pairs=2, output=tmp_path / "told")
+    evaluate(told)
+    assert {(row["made_with"]["height"], row["made_with"]["width"]) for row in rows(told.output).values()} == {(32, 48)}
+    evaluate(settings(data=manifest, baseline="cross_fade", output=tmp_path / "fade"))
+    assert {name: row["made_with"]["height"] for name, row in rows(tmp_path / "fade").items()} == {
+        name: film.shape[1] for name, film in films.items()
+    }
+
+
 def test_an_evaluation_goes_on_where_it_stopped(settings, monkeypatch):
     measure, measured = evaluating.measure, []
 

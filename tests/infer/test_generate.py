@@ -117,6 +117,23 @@ def test_results_do_not_depend_on_the_order(settings, images, tmp_path):
     assert not np.array_equal(frames(other), frames(there[1]))
 
 
+def test_pairs_of_several_sizes_come_each_in_its_own(settings, make_patch, images):
+    """As the manifest of a dataset with portrait and landscape clips asks; what is said goes before."""
+    rows = [
+        {"id": "wide", "start": "a.png", "end": "b.png", "height": 32, "width": 48, "num_frames": 4},
+        {"id": "tall", "start": "c.png", "end": "d.png", "height": 48, "width": 32, "num_frames": 5},
+    ]
+    own = {"manifest": manifest(images, *rows), "patches": [make_patch()]}
+    steps = SamplerOverrides(num_inference_steps=2)
+    assert "height=48, width=32, num_frames=5: " in plan(settings(**own, sampler=steps))
+    wide, tall = generate(settings(**own, sampler=steps))
+    assert frames(wide).shape == (4, 32, 48, 3)
+    assert frames(tall).shape == (5, 48, 32, 3)
+    assert record(tall)["sources"]["width"] == "manifest"
+    said = SamplerOverrides(num_inference_steps=2, height=32, width=32)
+    assert "width=" not in plan(settings(**own, sampler=said)).split("pairs: ")[1]
+
+
 def test_a_record_repeats_its_result_to_the_bit(settings, make_patch, images, tmp_path):
     patches = [
         make_patch("one/patch", targets="all", fps=11),
