@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..data_prep.dataset import load_clips
+from ..data_prep.shapes import shapes_of
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ def binding_settings(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     values = dict(_leaves(config.model_dump(mode="json", exclude=_FREE | _BATCH)))
     clips = load_clips(config.data, "train")
     columns = ("clip_id", "fps", "motion_bucket", "height", "width")
-    rows = json.dumps([list(clips[name]) for name in columns])
-    values["clips in data"] = hashlib.sha256(rows.encode()).hexdigest()[:12]
+    rows = [list(clips[name]) for name in columns]
+    lengths = [shape.num_frames for shape in shapes_of(clips)]
+    if len(set(lengths)) > 1:  # they decide the order; clips of one length have always been compared without it
+        rows.append(lengths)
+    values["clips in data"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
     values["clips per step"] = plan.clips_per_step
     # A constant rate does not look ahead, so such a run may be given more steps.
     return values if config.optim.schedule == "constant" else {**values, "steps": config.steps}

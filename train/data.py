@@ -6,6 +6,8 @@ one process or on many, resumed or not, with loader workers or without; and no t
 A sample may run backward: its frames in reverse order, conditioned on the clip's last frame. That is what the backward
 half of TRF works on.
 
+The samples of one optimizer step are of clips of one shape: those of a bucket (see `train.buckets`).
+
 Shapes: B samples, F frames, latents `[B, F, C, h, w]`.
 """
 
@@ -22,10 +24,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data_prep.latents import read_clip
+from ..data_prep.shapes import Shape
 from ..trf.conditioning import micro_conditioning
 from ..trf.edm import log_normal_sigmas
 from ..trf.patch import Direction
 from ..trf.seeds import derived_seed
+from .buckets import buckets_of, schedule
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Clip:
     clip_id: str
     fps: float
     motion_bucket: float
+    shape: Shape
 
 
 _BACKWARD: dict[Direction, tuple[bool | None, ...]] = {
@@ -93,7 +98,10 @@ _GUIDED = (False, True)
 
 
 class CachedSamples(Dataset[Sample]):
-    """Samples by their global number `n = 0, 1, 2, …`: epoch `n // len(clips)` is one permutation of the clips.
+    """Samples by their global number `n = 0, 1, 2, …`, of which `per_step` make an optimizer step.
+
+    A bucket's clips come in one permutation after another, through all the steps that are of that bucket. With a single
+    shape, epoch `n // len(clips)` is one permutation of the clips.
 
     With direction `both`, and with `backward` if `guided`, every sample gives two rows of a batch with the same draws,
     forward and backward.
@@ -111,8 +119,12 @@ class CachedSamples(Dataset[Sample]):
         seed: int,
         direction: Direction = "forward",
         guided: bool = False,
+        per_step: int,
     ) -> None:
         self.clips = list(clips)
+        self.per_step = per_step
+        self.buckets = buckets_of([clip.shape for clip in clips])
+        self.schedule = schedule(tuple(len(bucket.clips) for bucket in self.buckets))
         self.cache = cache
         self.scaling_factor = scaling_factor
         self.sigma_mean = sigma_mean
@@ -124,9 +136,13 @@ class CachedSamples(Dataset[Sample]):
 
     def clip_of(self, n: int) -> Clip:
         """The clip of sample `n`."""
-        epoch, position = divmod(n, len(self.clips))
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
-        return self.clips[int(torch.randperm(len(self.clips), generator=generator)[position])]
+        step, place = divmod(n, self.per_step)
+        turn = self.schedule.at(step)
+        bucket = self.buckets[turn.bucket]
+        epoch, position = divmod(turn.earlier * self.per_step + place, len(bucket.clips))
+        own = () if len(self.buckets) == 1 else bucket.shape
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch, *own))
+        return self.clips[bucket.clips[int(torch.randperm(len(bucket.clips), generator=generator)[position])]]
 
     def __getitem__(self, n: int) -> Sample:
         return self.sample(n, self.ways[0])

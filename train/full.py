@@ -83,7 +83,8 @@ class Batches:
     """The batch of a step, all of whose rows run one way: what an adapter of that way sees in that step."""
 
     def __init__(self, config: TrainConfig, cache: Path, way: Way, device: torch.device) -> None:
-        self.samples = make_samples(config.model_copy(update={"direction": way}), cache, "train")
+        own = config.model_copy(update={"direction": way})
+        self.samples = make_samples(own, cache, "train", per_step=config.batch_size)
         self.batch_size = config.batch_size
         self.device = device
 

@@ -99,7 +99,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if cache is None:
         accelerator.print("the dataset's conditioning is not cached yet for this model: encoding it once.")
         cache = make_cache(config, accelerator)
-    samples = make_samples(config, cache, "train")
+    samples = make_samples(config, cache, "train", per_step=plan.clips_per_step)
 
     # 3. Model, adapters (one, or one for each direction), optimizer
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]

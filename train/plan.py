@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data_prep.dataset import load_clips
+from ..data_prep.shapes import Shape, Size, shapes_of
 from ..trf.adapters import lora_layers
 from ..trf.base import empty_unet, load_config
 from ..trf.patch import inject_patch
+from .buckets import buckets_of, schedule
 
 if TYPE_CHECKING:
     from ..configs.training import TrainConfig
@@ -29,6 +31,7 @@ class Plan:
     train_clips: int
     validation_clips: int
     num_frames: int
+    """Of the bucket with most clips; `height` and `width` too."""
     height: int
     width: int
     clips_per_step: int
@@ -55,13 +58,14 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     adapters = inject_patch(unet, config.direction, **lora.model_dump())
     sizes = [sum(parameter.numel() for parameter in own) for own in adapters.values()]
     modules = sum(1 for _ in lora_layers(unet))
-    clip = train[0]
-    height, width, frames = clip["height"], clip["width"], len(clip["frame_indices"])
+    shapes = shapes_of(train)
+    buckets = buckets_of(shapes)
     factor = 2 ** (len(load_config(config.model, "vae", revision=config.revision)["block_out_channels"]) - 1)
-    if height % factor or width % factor:
+    pixels = {Size(shape.height, shape.width) for shape in (*shapes, *shapes_of(validation))}
+    if odd := [str(size) for size in sorted(pixels) if size.height % factor or size.width % factor]:
         raise ValueError(
-            f"data={str(config.data)!r}: its clips are {height}x{width}, and this model's VAE needs multiples of "
-            f"{factor}; prepare them again with such a size."
+            f"data={str(config.data)!r}: its clips are {' and '.join(odd)}, and this model's VAE needs multiples of "
+            f"{factor}; prepare them again with such sizes."
         )
     per_step = config.batch_size * config.gradient_accumulation * num_processes
     epochs = config.steps * per_step / len(train)
@@ -70,7 +74,9 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         ramp += ": LONGER THAN THE RUN, the rate never gets there; lower optim.warmup_steps"
     validated = config.validation.every and len(validation)
     lines = [
-        f"clips        {len(train)} for training, {len(validation)} held out; {frames} frames of {height}x{width}",
+        f"clips        {len(train)} for training, {len(validation)} held out; "
+        + (str(buckets[0].shape) if len(buckets) == 1 else f"of {len(buckets)} shapes"),
+        *_bucket_lines(config.steps, {bucket.shape: len(bucket.clips) for bucket in buckets}),
         f"a step       {config.batch_size} a batch x {config.gradient_accumulation} accumulated x {num_processes} "
         f"processes = {per_step} clips",
         f"steps        {config.steps}, {epochs:.1f} epochs",
@@ -88,9 +94,9 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     return Plan(
         train_clips=len(train),
         validation_clips=len(validation),
-        num_frames=frames,
-        height=height,
-        width=width,
+        num_frames=buckets[0].shape.num_frames,
+        height=buckets[0].shape.height,
+        width=buckets[0].shape.width,
         clips_per_step=per_step,
         epochs=epochs,
         trainable_parameters=sum(sizes),
@@ -98,3 +104,14 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         frozen_parameters=frozen,
         text="\n".join(lines),
     )
+
+
+def _bucket_lines(steps: int, clips: dict[Shape, int]) -> list[str]:
+    """A line for each bucket, if there are several: its clips and its steps."""
+    if len(clips) == 1:
+        return []
+    given = schedule(tuple(clips.values())).totals(steps)
+    return [
+        f"bucket       {shape}: {count} clips, {own} of {steps} steps" + ("" if own else ": NONE IN THIS RUN")
+        for (shape, count), own in zip(clips.items(), given)
+    ]

@@ -19,10 +19,12 @@ from ..data_prep.dataset import load_clips
 from ..data_prep.latents import CacheKey, build_cache, finish_cache
 from ..data_prep.motion import statistics
 from ..data_prep.plan import Split
+from ..data_prep.shapes import shapes_of
 from ..trf.adapters import load_adapter
 from ..trf.base import essential_config, fingerprint, load_config, resolved_revision
 from ..trf.patch import PatchCard, adapters_of, check_fit, read_card, weight_files
 from ..version import __version__
+from .buckets import buckets_of
 from .data import CachedSamples, Clip
 from .objective import Objective
 from .plan import Plan
@@ -65,10 +67,12 @@ def make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
     return folder
 
 
-def make_samples(config: TrainConfig, cache: Path, split: Split, dropout: bool = True) -> CachedSamples:
-    """Samples of one split of the dataset; without `dropout` the conditions are always there."""
+def make_samples(
+    config: TrainConfig, cache: Path, split: Split, *, per_step: int, dropout: bool = True
+) -> CachedSamples:
+    """Samples of one split of the dataset, so many a step; without `dropout` the conditions are always there."""
     clips = load_clips(config.data, split)
-    columns = zip(clips["clip_id"], clips["fps"], clips["motion_bucket"])
+    columns = zip(clips["clip_id"], clips["fps"], clips["motion_bucket"], shapes_of(clips))
     return CachedSamples(
         [Clip(*values) for values in columns],
         cache,
@@ -79,6 +83,7 @@ def make_samples(config: TrainConfig, cache: Path, split: Split, dropout: bool =
         seed=config.seed,
         direction=config.direction,
         guided=config.objective.rotated_attention,
+        per_step=per_step,
     )
 
 
@@ -96,15 +101,23 @@ def make_objective(config: TrainConfig, dtype: torch.dtype) -> Objective:
 def make_validator(
     config: TrainConfig, cache: Path, card: PatchCard, dtype: torch.dtype, device: torch.device
 ) -> Validator:
-    """The validator of a run, on the first held-out clips, of patches such as `card` describes."""
+    """The validator of a run, of patches such as `card` describes.
+
+    Its pairs are the first held-out clips; of several shapes, the first one of each, then the second one of each, ….
+    """
     clips = load_clips(config.data, "validation")
+    ranked = [
+        (rank, own, place)
+        for own, bucket in enumerate(buckets_of(shapes_of(clips)))
+        for rank, place in enumerate(bucket.clips)
+    ]
     return Validator(
         model=config.model,
         revision=config.revision,
         variant=config.variant,
         card=card,
-        clips=[clips[i] for i in range(min(config.validation.pairs, len(clips)))],
-        samples=make_samples(config, cache, "validation", dropout=False),
+        clips=[clips[place] for _, _, place in sorted(ranked)[: config.validation.pairs]],
+        samples=make_samples(config, cache, "validation", per_step=1, dropout=False),
         num_inference_steps=config.validation.num_inference_steps,
         seed=config.validation.seed,
         dtype=dtype,

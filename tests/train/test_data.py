@@ -5,6 +5,7 @@ import torch
 
 from trfpp.data_prep.dataset import load_clips
 from trfpp.data_prep.latents import find_cache, read_clip
+from trfpp.data_prep.shapes import Shape
 from trfpp.train.data import CachedSamples, Clip, RankOrder, loader
 
 FIELDS = ("latents", "noise", "sigma", "condition", "embedding", "added_time_ids", "backward")
@@ -14,13 +15,14 @@ FIELDS = ("latents", "noise", "sigma", "condition", "embedding", "added_time_ids
 def samples(dataset):
     def make(seed=0, dropout=0.0, fps=None, buckets=None, direction="forward"):
         rows = load_clips(dataset, "train")
+        shape = Shape(4, 32, 32)
         clips = [
-            Clip(row["clip_id"], fps[i] if fps else row["fps"], buckets[i] if buckets else row["motion_bucket"])
+            Clip(row["clip_id"], fps[i] if fps else row["fps"], buckets[i] if buckets else row["motion_bucket"], shape)
             for i, row in enumerate(rows)
         ]
         return CachedSamples(
             clips, find_cache(dataset, "miniature"), scaling_factor=0.18215, sigma_mean=0.7, sigma_std=1.6,
-            conditioning_dropout=dropout, seed=seed, direction=direction,
+            conditioning_dropout=dropout, seed=seed, direction=direction, per_step=3,
         )  # fmt: skip
 
     return make

@@ -31,7 +31,7 @@ def full(config):
 
 def patch_batches(config):
     """The batches that a patch of direction `both` is trained on: rows forward, then the same clips backward."""
-    samples = make_samples(config, find_cache(config.data, config.model), "train")
+    samples = make_samples(config, find_cache(config.data, config.model), "train", per_step=2)
     order = RankOrder(start=0, stop=config.steps, batch_size=2, accumulation=1, rank=0, num_processes=1)
     return list(loader(samples, order, 0))
 

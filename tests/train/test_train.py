@@ -407,7 +407,7 @@ def test_a_finished_patch_takes_a_new_domain(config, train_here):
 def test_clips_of_a_size_the_vae_cannot_make_are_refused_before_anything(config, train_here, tmp_path):
     write_world(tmp_path / "videos", "linear", count=2, seed=0, num_frames=10, side=32)
     prepare(tmp_path / "videos", tmp_path / "data", fps=8, num_frames=4, height=33, width=32, progress=False)
-    with pytest.raises(ValueError, match=r"clips are 33x32, and this model's VAE needs multiples of 8"):
+    with pytest.raises(ValueError, match=r"clips are 32x33, and this model's VAE needs multiples of 8"):
         train_here(config(data=tmp_path / "data"))
     assert not (tmp_path / "data" / "latents").exists()
 
