@@ -26,6 +26,9 @@ class LoraSettings(Settings):
     """Scale by alpha / sqrt(rank) instead."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
+    init: Literal["plain", "pissa", "loftq"] = "plain"
+    """plain (the update is zero), pissa (the weights' principal part, of which the base keeps the rest), loftq (what
+    quantization takes from the weights). A patch that did not start plain is saved with twice the rank."""
 
 
 class ObjectiveSettings(Settings):
@@ -173,6 +176,7 @@ class TrainConfig(OnModel):
             raise ValueError(f"lora.kind={kind} needs whole weights, not {self.quantization}; choose fp8, or lora")
         if self.quantization == "int8" and kind == "dora":
             raise ValueError("lora.kind=dora needs the norm of the weights, which int8 cannot give; choose nf4 or fp8")
+        self._can_start()
         objective = self.objective
         if (objective.fusion or objective.alternate_directions) and self.direction != "both":
             raise ValueError("objective.fusion and alternate_directions are about two adapters; set direction=both")
@@ -191,3 +195,16 @@ class TrainConfig(OnModel):
                 "optim.name=adamw_schedulefree averages the weights itself; optim.schedule must be constant and ema 0"
             )
         return self
+
+    def _can_start(self) -> None:
+        lora, init = self.lora, self.lora.init
+        if init == "plain":
+            return
+        if lora.kind != "lora":
+            raise ValueError(f"lora.init={init} is for lora.kind=lora, not {lora.kind}; choose plain, or lora")
+        if self.start_from is not None:
+            raise ValueError(f"lora.init={init} and start_from both say where the adapter starts; leave one out")
+        if init == "loftq" and self.quantization is None:
+            raise ValueError("lora.init=loftq makes up for what quantization takes; set quantization, or choose pissa")
+        if init == "pissa" and lora.dropout:
+            raise ValueError("lora.init=pissa with lora.dropout would drop parts of the base itself; leave one out")

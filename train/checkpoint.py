@@ -36,10 +36,12 @@ from ..trf.patch import (
 from ..trf.replace import remove, replacing
 from .average import Average
 from .optim import optimizer_state, restore_optimizer
+from .origin import Origin
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "state.json"
+FROM_ZERO = Origin()
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -55,7 +57,13 @@ class Snapshot:
     """See `Average.state`."""
 
 
-def snapshot(unet: Any, direction: Direction, optimizer: torch.optim.Optimizer, average: Average) -> Snapshot:
+def snapshot(
+    unet: Any,
+    direction: Direction,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    origin: Origin = FROM_ZERO,
+) -> Snapshot:
     """The patch `default` and its training as they are now; of a sharded UNet all processes have to ask at once.
 
     Args:
@@ -63,9 +71,10 @@ def snapshot(unet: Any, direction: Direction, optimizer: torch.optim.Optimizer, 
         direction: of the patch.
         optimizer: the plain optimizer, not accelerate's wrapper.
         average: whose weights the patch gets.
+        origin: that the patch started from.
     """
     with average.applied():
-        patch = patch_files(unet, direction)
+        patch = origin.saved(patch_files(unet, direction))
     tensors, numbers = optimizer_state(optimizer)
     return Snapshot(patch=patch, optimizer=tensors, numbers=numbers, average=average.state())
 
@@ -136,6 +145,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     average: Average,
     direction: Direction = "forward",
+    origin: Origin = FROM_ZERO,
 ) -> dict[str, Any]:
     """Load a checkpoint into the patch `default` and the optimizer, to the bit; returns its state (step, scaler).
 
@@ -147,7 +157,7 @@ def resume(
         raise ValueError(f"{checkpoint}: trained with direction={saved}, not {direction}; choose another output.")
     for part, file in weight_files(checkpoint).items():
         try:
-            load_adapter(unet, load_file(file), adapters_of(direction)[part])
+            load_adapter(unet, origin.trained(load_file(file)), adapters_of(direction)[part])
         except ValueError as error:
             raise ValueError(f"{checkpoint}: {error}") from None
     if average.differs:

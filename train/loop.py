@@ -21,7 +21,6 @@ from ..data_prep.latents import check_cache, find_cache
 from ..trf.adapters import adapter_parameters, adapter_weights
 from ..trf.base import load_component
 from ..trf.patch import inject_patch, patch_files, read_card, save_patch, update_card
-from ..trf.quantization import quantize
 from ..trf.seeds import derived_seed
 from ..trf.sharding import is_sharded, whole
 from .average import Average
@@ -32,6 +31,7 @@ from .data import RankOrder, loader
 from .guards import Guard
 from .log import VALIDATION_FILE, TrainingLog
 from .optim import make_optimizer, make_schedule, set_rate
+from .origin import prepare_base
 from .plan import make_plan
 from .processes import StopRequest, check_processes, lost_process
 from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator, warm_start
@@ -104,9 +104,10 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     # 3. Model, adapters (one, or one for each direction), optimizer
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
     unet = load_component(config.model, "unet", dtype=dtype, revision=config.revision, variant=config.variant)
-    if config.quantization is not None:
-        quantize(unet, config.quantization)
-    adapters = inject_patch(unet, config.direction, seed=config.seed, **config.lora.model_dump())
+    origin = prepare_base(unet, config, existing[-1] if existing else None)
+    adapter = config.lora.model_dump(exclude={"init"})
+    adapters = inject_patch(unet, config.direction, seed=config.seed, **adapter)
+    origin.place(unet, config.direction, **adapter)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
@@ -127,7 +128,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     start = 0
     if existing:
         check_binding(existing[-1], binding)
-        state = resume(existing[-1], unet, optimizer, average, config.direction)
+        state = resume(existing[-1], unet, optimizer, average, config.direction, origin)
         start = log.start = state["step"]
         if start > config.steps:
             raise ValueError(f"steps={config.steps}, but {existing[-1]} has {start}; give more, or another output.")
@@ -169,7 +170,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                 f"the adapter holds values that are not finite at step {step}, which was not saved; lower optim.lr. "
                 "Running again resumes from the last checkpoint, which is whole."
             )
-        content = snapshot(unet, config.direction, optimizer, average)
+        content = snapshot(unet, config.direction, optimizer, average, origin)
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
             now = card.model_copy(update=dict(training_steps=step, metrics=log.metrics))
@@ -189,7 +190,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                 if outcome is not None and accelerator.is_main_process:
                     log.validation(step, outcome)
                 if outcome is not None and step and best.update(step, outcome.metrics):
-                    files = patch_files(unet, config.direction)
+                    files = origin.saved(patch_files(unet, config.direction))
                     now = card.model_copy(update=dict(training_steps=step, metrics=log.metrics))
                     if accelerator.is_main_process:
                         save_patch(config.output / "best", files, now)
@@ -243,7 +244,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
 
     # 6. The patch
     with average.applied():
-        files = patch_files(unet, config.direction)
+        files = origin.saved(patch_files(unet, config.direction))
     if accelerator.is_main_process:
         save_patch(patch_folder, files, card.model_copy(update=dict(training_steps=done, metrics=log.metrics)))
     accelerator.wait_for_everyone()

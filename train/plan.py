@@ -11,6 +11,7 @@ from ..trf.adapters import lora_layers
 from ..trf.base import empty_unet, load_config
 from ..trf.patch import inject_patch
 from .buckets import buckets_of, schedule
+from .origin import check_origin
 
 if TYPE_CHECKING:
     from ..configs.training import TrainConfig
@@ -55,7 +56,8 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     unet = empty_unet(config.model, revision=config.revision)
     frozen = sum(parameter.numel() for parameter in unet.parameters())
     lora = config.lora
-    adapters = inject_patch(unet, config.direction, **lora.model_dump())
+    adapters = inject_patch(unet, config.direction, **lora.model_dump(exclude={"init"}))
+    check_origin(unet, lora, config.quantization)
     sizes = [sum(parameter.numel() for parameter in own) for own in adapters.values()]
     modules = sum(1 for _ in lora_layers(unet))
     shapes = shapes_of(train)
@@ -84,6 +86,7 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         f"patch        {lora.kind} on {modules} modules ({lora.targets}), rank {lora.rank}: "
         + (f"{len(sizes)} adapters of " if len(sizes) > 1 else "")
         + f"{sizes[0]:,} trainable parameters",
+        *_start(config),
         f"base         {config.model}: {frozen:,} frozen parameters, "
         + (f"in {config.quantization}, " if config.quantization else "")
         + f"precision {config.precision}",
@@ -115,3 +118,13 @@ def _bucket_lines(steps: int, clips: dict[Shape, int]) -> list[str]:
         f"bucket       {shape}: {count} clips, {own} of {steps} steps" + ("" if own else ": NONE IN THIS RUN")
         for (shape, count), own in zip(clips.items(), given)
     ]
+
+
+def _start(config: TrainConfig) -> list[str]:
+    if config.lora.init == "plain":
+        return []
+    decay, start = config.optim.weight_decay, f"LoftQ: what {config.quantization} takes from the weights"
+    if config.lora.init == "pissa":
+        wearing = f", WHICH optim.weight_decay={decay:g} WEARS AWAY; set it to 0" if decay else ""
+        start = f"PiSSA: the weights' principal part{wearing}"
+    return [f"start        {start}; the saved patch has rank {2 * config.lora.rank}"]

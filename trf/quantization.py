@@ -27,18 +27,25 @@ def quantize(unet: Any, how: Quantization) -> None:
     """
     unet.requires_grad_(False)
     if how == "fp8":
-        for module in unet.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        for name, module in unet.named_modules():
+            if quantizes(how, name, module):
                 parametrize.register_parametrization(module, "weight", _Float8(module.weight.dtype), unsafe=True)
         return
     for name, module in list(unet.named_modules()):
-        if type(module) is nn.Linear and "transformer_blocks." in name:
+        if quantizes(how, name, module):
             parent, _, child = name.rpartition(".")
             packed = _four_bits(module) if how == "nf4" else _eight_bits(module)
             # bitsandbytes rounds otherwise in training.
             setattr(unet.get_submodule(parent), child, packed.to(module.weight.device).train(module.training))
     # By which PEFT chooses its layers.
     setattr(unet, "is_loaded_in_4bit" if how == "nf4" else "is_loaded_in_8bit", True)
+
+
+def quantizes(how: Quantization | None, name: str, module: nn.Module) -> bool:
+    """Whether a quantised UNet keeps this module of it in fewer bits."""
+    if how == "fp8":
+        return isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+    return how is not None and type(module) is nn.Linear and "transformer_blocks." in name
 
 
 def _four_bits(linear: nn.Linear) -> nn.Module:
