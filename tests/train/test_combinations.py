@@ -2,6 +2,7 @@
 goes on from a checkpoint as if it had not stopped; what cannot work together says so at once."""
 
 import shutil
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -44,6 +45,12 @@ RUNS = {
     "dora on convolutions": {"lora": {"targets": "conv", "kind": "dora"}},
     "rslora and lora plus": {"lora": {"rslora": True, "dropout": 0.1}, "optim": {"lora_plus": 8.0}},
     "ema": {"ema": 0.9, "direction": "both"},
+    "pissa both": {"lora": {"init": "pissa"}, "direction": "both"},
+    "pissa on convolutions": {"lora": {"init": "pissa", "targets": "all_conv", "rslora": True}, "ema": 0.9},
+    "pissa rotated": {"lora": {"init": "pissa"}, "objective": {"rotated_attention": True}, "direction": "backward"},
+    **{f"pissa {one}": {"lora": {"init": "pissa"}, "quantization": one} for one in get_args(Quantization)},
+    **{f"loftq {one}": {"lora": {"init": "loftq"}, "quantization": one} for one in get_args(Quantization)},
+    "loftq nf4 both": {"lora": {"init": "loftq"}, "quantization": "nf4", "direction": "both"},
     "fusion": {"objective": {"fusion": 0.5}, "direction": "both"},
     "fusion, alternating": {"objective": {"fusion": 0.5, "alternate_directions": True}, "direction": "both"},
     **{f"rotated {one}": {"objective": {"rotated_attention": True}, "direction": one} for one in ("backward", "both")},
@@ -58,7 +65,7 @@ def weights(patch):
 
 def base_of(run):
     unet = load_component(run.model, "unet")
-    if run.quantization is not None:
+    if run.quantization is not None and run.lora.init == "plain":
         quantize(unet, run.quantization)
     return unet
 
@@ -81,7 +88,9 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
     load_patch(unet, patch)
     again = validator.run(unet).metrics
     again.pop("motion_ratio")  # optical flow magnifies rounding
-    assert {key: metrics[f"validation {key}"] for key in again} == pytest.approx(again, rel=1e-4)
+    # A patch that started from the weights fits the whole base, from which the quantised one it was trained on differs.
+    near = 1e-4 if run.lora.init == "plain" or run.quantization is None else 0.06
+    assert {key: metrics[f"validation {key}"] for key in again} == pytest.approx(again, rel=near)
     assert abs(base["loss"] / again["loss"] - 1) > 1e-3  # it is the patch that is compared
 
     shutil.copytree(run.output / "checkpoints" / "step-000010", tmp_path / "resumed" / "checkpoints" / "step-000010")
@@ -97,6 +106,11 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
         ({"lora": {"kind": "dora"}, "quantization": "int8"}, "which int8 cannot give"),
         ({"lora": {"kind": "loha", "rslora": True}}, "neither rslora nor dropout"),
         ({"lora": {"kind": "lokr"}, "optim": {"lora_plus": 4.0}}, "no second matrices"),
+        ({"lora": {"init": "pissa", "kind": "dora"}}, "lora.init=pissa is for lora.kind=lora, not dora"),
+        ({"lora": {"init": "loftq", "kind": "lokr"}, "quantization": "fp8"}, "lora.init=loftq is for lora.kind=lora"),
+        ({"lora": {"init": "loftq"}}, "set quantization, or choose pissa"),
+        ({"lora": {"init": "pissa", "dropout": 0.1}}, "would drop parts of the base itself"),
+        ({"lora": {"init": "pissa"}, "start_from": Path("patch")}, "both say where the adapter starts"),
         ({"objective": {"fusion": 0.5}}, "set direction=both"),
         ({"validation": {"best": "loss_fused"}}, "set direction=both"),
         ({"objective": {"alternate_directions": True}, "direction": "either"}, "set direction=both"),
