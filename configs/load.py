@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
+    """YAML 1.1 reads 1e-4 as a string, where people mean a number, and `precision=no` as false."""
 
 
 _Loader.add_implicit_resolver(
@@ -37,6 +37,10 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+for letter in "yYnNoO":  # leaves true and false
+    _Loader.yaml_implicit_resolvers[letter] = [
+        (tag, pattern) for tag, pattern in _Loader.yaml_implicit_resolvers[letter] if tag != "tag:yaml.org,2002:bool"
+    ]
 
 
 class SettingsError(ValueError):

@@ -120,6 +120,8 @@ def test_overrides_in_both_spellings_go_over_the_file(tmp_path):
     assert parse("train", "model=m", "data=d", "output=o", "optim.max_grad_norm=null").optim.max_grad_norm is None
     assert parse("train", "model=m", "data=d", "output=o", "objective.sigma_mean=-1").objective.sigma_mean == -1
     assert parse("train", "model=m", "data=d", "output=o", "domain=true").domain == "true"
+    file.write_text("model: m\ndata: d\noutput: o\nprecision: no\n")  # which YAML 1.1 calls false
+    assert parse("train", str(file)).precision == parse("train", str(file), "precision=no").precision == "no"
 
 
 @pytest.mark.parametrize(
