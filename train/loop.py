@@ -30,10 +30,12 @@ from .checkpoint import check_binding, list_checkpoints, resume, save_checkpoint
 from .data import RankOrder, loader
 from .guards import Guard
 from .log import VALIDATION_FILE, TrainingLog
+from .memory import PRECISIONS
 from .optim import make_optimizer, make_schedule, set_rate
 from .origin import prepare_base
 from .plan import make_plan
 from .processes import StopRequest, check_processes, lost_process
+from .recompute import recompute_activations
 from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator, warm_start
 
 if TYPE_CHECKING:
@@ -102,14 +104,14 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     samples = make_samples(config, cache, "train", per_step=plan.clips_per_step)
 
     # 3. Model, adapters (one, or one for each direction), optimizer
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+    dtype = PRECISIONS[config.precision]
     unet = load_component(config.model, "unet", dtype=dtype, revision=config.revision, variant=config.variant)
     origin = prepare_base(unet, config, existing[-1] if existing else None)
     adapter = config.lora.model_dump(exclude={"init"})
     adapters = inject_patch(unet, config.direction, seed=config.seed, **adapter)
     origin.place(unet, config.direction, **adapter)
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        recompute_activations(unet)
     unet.train()
     if config.start_from is not None and not existing:
         warm_start(unet, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from ..trf.adapters import lora_layers
 from ..trf.base import empty_unet, load_config
 from ..trf.patch import inject_patch
 from .buckets import buckets_of, schedule
+from .memory import estimate
 from .origin import check_origin
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
     modules = sum(1 for _ in lora_layers(unet))
     shapes = shapes_of(train)
     buckets = buckets_of(shapes)
-    factor = 2 ** (len(load_config(config.model, "vae", revision=config.revision)["block_out_channels"]) - 1)
+    vae = load_config(config.model, "vae", revision=config.revision)
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
     pixels = {Size(shape.height, shape.width) for shape in (*shapes, *shapes_of(validation))}
     if odd := [str(size) for size in sorted(pixels) if size.height % factor or size.width % factor]:
         raise ValueError(
@@ -94,6 +97,12 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         f"output       {config.output}: checkpoint every {config.checkpoint.every} steps, "
         + (f"validation every {config.validation.every}" if validated else "no validation"),
     ]
+    if config.dry_run:
+        largest = max((bucket.shape for bucket in buckets), key=math.prod)
+        latents = (largest.num_frames, vae["latent_channels"], largest.height // factor, largest.width // factor)
+        memory = estimate(config, dict(unet.config), latents, num_processes=num_processes)
+        of_shape = f" of {largest}" if len(buckets) > 1 else ""
+        lines += [f"memory       of each GPU at the peak of a step{of_shape}, estimated, GiB:", *memory.table()]
     return Plan(
         train_clips=len(train),
         validation_clips=len(validation),

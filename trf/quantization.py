@@ -27,16 +27,14 @@ def quantize(unet: Any, how: Quantization) -> None:
     """
     unet.requires_grad_(False)
     if how == "fp8":
-        for name, module in unet.named_modules():
-            if quantizes(how, name, module):
-                parametrize.register_parametrization(module, "weight", _Float8(module.weight.dtype), unsafe=True)
+        for _, module in narrowed_layers(unet, how):
+            parametrize.register_parametrization(module, "weight", _Float8(module.weight.dtype), unsafe=True)
         return
-    for name, module in list(unet.named_modules()):
-        if quantizes(how, name, module):
-            parent, _, child = name.rpartition(".")
-            packed = _four_bits(module) if how == "nf4" else _eight_bits(module)
-            # bitsandbytes rounds otherwise in training.
-            setattr(unet.get_submodule(parent), child, packed.to(module.weight.device).train(module.training))
+    for name, module in narrowed_layers(unet, how):
+        parent, _, child = name.rpartition(".")
+        packed = _four_bits(module) if how == "nf4" else _eight_bits(module)
+        # bitsandbytes rounds otherwise in training.
+        setattr(unet.get_submodule(parent), child, packed.to(module.weight.device).train(module.training))
     # By which PEFT chooses its layers.
     setattr(unet, "is_loaded_in_4bit" if how == "nf4" else "is_loaded_in_8bit", True)
 
@@ -46,6 +44,21 @@ def quantizes(how: Quantization | None, name: str, module: nn.Module) -> bool:
     if how == "fp8":
         return isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
     return how is not None and type(module) is nn.Linear and "transformer_blocks." in name
+
+
+def narrowed_layers(unet: Any, how: Quantization) -> list[tuple[str, Any]]:
+    """The layers that a quantised UNet keeps in fewer bits, by name."""
+    return [(name, module) for name, module in unet.named_modules() if quantizes(how, name, module)]
+
+
+def narrowed_size(linear: nn.Linear, how: Literal["nf4", "int8"]) -> int:
+    """Bytes that a layer's weight takes once it is packed, without its bias."""
+    values = linear.weight.numel()
+    if how == "int8":
+        return values + 4 * linear.out_features
+    # Two to a byte; a scale in 8 bits for 64 of them, and one in 32 for 256 of those; two tables.
+    blocks = -(-values // 64)
+    return -(-values // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
 def _four_bits(linear: nn.Linear) -> nn.Module:
