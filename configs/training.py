@@ -140,6 +140,8 @@ class TrainConfig(OnModel):
     of linear layers and convolutions. They are widened for every use: less memory, more time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the UNet's transformer blocks: slower first steps, faster from there on. Needs a C++ compiler."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is not finite: stop, naming the clip (seen when the log is written; nothing broken is
     saved), or skip that step (every step then waits for the device)."""
@@ -184,6 +186,11 @@ class TrainConfig(OnModel):
             raise ValueError("objective.rotated_attention is about backward clips; set direction=backward or both")
         if objective.rotated_attention and objective.alternate_directions:
             raise ValueError("objective.rotated_attention needs both directions in one call; no alternate_directions")
+        beside = self.lora.init != "plain" and self.direction == "backward"  # see train.origin.Origin.place
+        if self.compile and (self.direction == "both" or objective.rotated_attention or beside):
+            raise ValueError("compile cannot hold adapters that act on some rows only; train one direction at a time")
+        if self.compile and self.quantization in ("nf4", "int8"):
+            raise ValueError(f"compile cannot hold quantization={self.quantization}; choose fp8, or do without one")
         if self.validation.best == "loss_fused" and self.direction != "both":
             raise ValueError("validation.best=loss_fused is about two adapters; set direction=both")
         if optim.name == "prodigy" and optim.lr < 0.1:

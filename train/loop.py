@@ -27,6 +27,7 @@ from .average import Average
 from .best import Best, replay, trim
 from .binding import binding_settings
 from .checkpoint import check_binding, list_checkpoints, resume, save_checkpoint, snapshot
+from .compiling import compile_blocks
 from .data import RankOrder, loader
 from .guards import Guard
 from .log import VALIDATION_FILE, TrainingLog
@@ -34,7 +35,7 @@ from .memory import PRECISIONS
 from .optim import make_optimizer, make_schedule, set_rate
 from .origin import prepare_base
 from .plan import make_plan
-from .processes import StopRequest, check_processes, lost_process
+from .processes import Agreement, StopRequest, check_processes, lost_process
 from .recompute import recompute_activations
 from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator, warm_start
 
@@ -110,6 +111,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     adapter = config.lora.model_dump(exclude={"init"})
     adapters = inject_patch(unet, config.direction, seed=config.seed, **adapter)
     origin.place(unet, config.direction, **adapter)
+    if config.compile:
+        compile_blocks(unet)
     if config.gradient_checkpointing:
         recompute_activations(unet)
     unet.train()
@@ -187,7 +190,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     def validate(step: int) -> None:
         # A sharded UNet runs on all processes or on none, whatever signal one of them may have got.
         if accelerator.is_main_process or sharded:
-            with average.applied():
+            # Compiled blocks are for training: validation calls them in other ways.
+            with average.applied(), torch.compiler.set_stance("force_eager" if config.compile else "default"):
                 outcome = validator.run(unet, stopping=lambda: bool(stop.number) and not sharded)
                 if outcome is not None and accelerator.is_main_process:
                     log.validation(step, outcome)
@@ -198,6 +202,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                         save_patch(config.output / "best", files, now)
         accelerator.wait_for_everyone()
 
+    agreed = Agreement(accelerator.num_processes)
     with StopRequest() as stop, log:
         if config.validation.every and start == 0:
             with log.paused():
@@ -231,18 +236,20 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
             done = step + 1
             log.step(done, plan.clips_per_step, rate(step))
             last_step = done == config.steps
+            validated = config.validation.every and (last_step or done % config.validation.every == 0)
             with log.paused():
                 saved = save(done) if last_step or done % config.checkpoint.every == 0 else None
-                if config.validation.every and (last_step or done % config.validation.every == 0):
+                if validated:
                     validate(done)
-            requested = _agreed(accelerator, stop.number)
+            requested = agreed(stop.number)
             if requested and not last_step:
                 raise Stopped(requested, saved or save(done))
-            if _agreed(accelerator, best.exhausted):
+            if validated and _told_by_any(accelerator, best.exhausted):
                 accelerator.print(f"stopped early: no validation since step {best.step} had a better {best.metric}.")
                 if saved is None:
                     save(done)
                 break
+    agreed.close()
 
     # 6. The patch
     with average.applied():
@@ -253,11 +260,11 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     return patch_folder
 
 
-def _agreed(accelerator: Accelerator, number: int) -> int:
-    """The signal any rank has received, the same on all, so that all stop at one step; 0 for none."""
+def _told_by_any(accelerator: Accelerator, said: bool) -> bool:
+    """Whether any rank says so, the same on all."""
     if accelerator.num_processes == 1:
-        return number
-    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+        return said
+    return bool(accelerator.gather(torch.tensor([said], device=accelerator.device)).any())
 
 
 def is_finished(patch: Path, steps: int) -> bool:

@@ -1,11 +1,11 @@
 """What a training step needs of a GPU's memory, worked out without one and without the model's weights.
 
-One step of the real UNet class, with its adapters, by the real objective, runs on PyTorch's `meta` device, where tensors
-have shapes and no content; every tensor that comes and goes is counted. What does not move in a step (frozen weights,
-optimizer) is arithmetic. Counted as on a GPU: its autocast, and attention that never holds its map.
+One step of the real UNet class, with its adapters, by the real objective, runs on PyTorch's `meta` device, where
+tensors have shapes and no content; every tensor that comes and goes is counted. What does not move in a step (frozen
+weights, optimizer) is arithmetic. Counted as on a GPU: its autocast, and attention that never holds its map.
 
-Not counted: the CUDA context and the libraries' own workspaces (1 to 2 GB), what the allocator loses between tensors, and
-validation.
+Not counted: the CUDA context and the libraries' own workspaces (1 to 2 GB), what the allocator loses between tensors,
+what `compile` saves, and validation.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ _ATTENTION = F.scaled_dot_product_attention
 
 
 class Kernels(TorchFunctionMode):
-    """What a real device does otherwise than `meta`: autocast, attention in one kernel, packed weights that are widened.
+    """What a real device does otherwise than `meta`: autocast, attention in one kernel, packed weights widened.
 
     Args:
         low: precision of autocast, if any.

@@ -122,15 +122,16 @@ class Objective:
         with ExitStack() as contexts:
             if self.alternate:
                 batch, other = batch.halves()[:: -1 if step % 2 else 1]
-                with torch.no_grad(), on_halves(unet, other.backward):
+                with torch.no_grad(), on_halves(unet, other.backward, self._turned(other, step + 1)):
                     resting = predict(unet, other, self.dtype)[0]
                 # Without a gradient, not with one of zero: an optimizer would go on by momentum.
                 contexts.enter_context(
                     _frozen(unet, adapters_of(self.direction)["forward" if step % 2 else "backward"])
                 )
-            contexts.enter_context(on_halves(unet, batch.backward))
+            turned = self._turned(batch, step)
+            contexts.enter_context(on_halves(unet, batch.backward, turned))
             if self.rotated:
-                contexts.enter_context(rotated_attention(unet, batch.backward))
+                contexts.enter_context(rotated_attention(unet, batch.backward, turned))
             estimate, target = predict(model, batch, self.dtype)
             rows = weighted_error(estimate, target, batch.sigma)
             sigma, backward, numbers = batch.sigma, batch.backward, batch.number
@@ -149,6 +150,15 @@ class Objective:
                     total = (1 - self.fusion) * total + self.fusion * fused.mean()
                 fused = fused.detach()
             yield Losses(total=total, rows=rows.detach(), sigma=sigma, backward=backward, numbers=numbers, fused=fused)
+
+    def _turned(self, batch: Sample, step: int) -> int | None:
+        """How many rows of a batch run backward, where that follows from the settings."""
+        rows = len(batch.sigma)
+        if self.alternate:
+            return rows if step % 2 else 0
+        if self.direction == "both" or self.rotated:
+            return rows // 2
+        return {"forward": 0, "backward": rows, "either": None}[self.direction]
 
 
 @contextmanager
@@ -171,7 +181,8 @@ def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def band_of(sigma: Tensor) -> Tensor:
     """Index of the noise-level band of each sigma: 0 below `SIGMA_BANDS[0]`, up to `len(SIGMA_BANDS)`."""
-    return torch.bucketize(sigma, torch.tensor(SIGMA_BANDS, device=sigma.device))
+    # Counted, since a table of borders would have to be sent to the device, which waits for it.
+    return torch.stack([sigma > border for border in SIGMA_BANDS]).sum(0)
 
 
 def band_names() -> list[str]:

@@ -48,7 +48,8 @@ def make_optimizer(weights: Mapping[str, nn.Parameter], settings: OptimSettings)
         schedule_free.train()
         optimizer = schedule_free
     else:
-        optimizer = torch.optim.AdamW(groups, **arguments)
+        # One kernel, whose step counters lie beside the weights: torch's other ways read them every step.
+        optimizer = torch.optim.AdamW(groups, **arguments, fused=True)
     return optimizer
 
 

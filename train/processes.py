@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,6 +68,38 @@ def lost_process(error: RuntimeError, num_processes: int) -> str | None:
     if num_processes > 1 and talk:
         return f"another of the {num_processes} processes is gone; see what it said above. ({said.splitlines()[0]})"
     return None
+
+
+class Agreement:
+    """Whether any of the processes was asked to stop, the same on all, so that all stop at one step.
+
+    Processes tell each other through the hosts, not the devices, and read the answer one step later: nothing waits.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        self.alone = num_processes == 1
+        self._asked: tuple[torch.Tensor, Any] | None = None
+        if not self.alone:
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=3))
+
+    def __call__(self, number: int) -> int:
+        """Tell this process's signal, 0 for none; gives one that some process told in the step before, or 0."""
+        if self.alone:
+            return number
+        answer = self.close()
+        told = torch.tensor([number])
+        handle = torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
+        self._asked = told, handle
+        return answer
+
+    def close(self) -> int:
+        """Wait for the answer that is under way; gives it."""
+        if self._asked is None:
+            return 0
+        told, handle = self._asked
+        self._asked = None
+        handle.wait()
+        return int(told.tolist()[0])
 
 
 class StopRequest:

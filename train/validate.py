@@ -119,12 +119,17 @@ class Validator:
                     measured["motion_ratio"].append(moved)
             metrics = {name: float(np.mean(values)) for name, values in measured.items() if values}
             fps = {clip["clip_id"]: clip["fps"] for clip in self.clips}
+            self._put_away()
             return Outcome(self._losses(unet) | metrics, pictures, videos, fps)
         finally:
-            for name in ("vae", "image_encoder"):
-                if name in self._companions:
-                    self._companions[name].to("cpu")
+            self._put_away()
             unet.train()
+
+    def _put_away(self) -> None:
+        """Take VAE and CLIP off the device."""
+        for name in ("vae", "image_encoder"):
+            if name in self._companions:
+                self._companions[name].to("cpu")
 
     @torch.no_grad()
     def _losses(self, unet: Any) -> dict[str, float]:

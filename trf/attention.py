@@ -15,18 +15,20 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from .halves import rows_of_ways
+
 
 class RotatedAttention:
     """Attention processor of diffusers for SVD's temporal self-attention.
 
     Args:
         backward: whether each row of the UNet's batch runs backward, `[B]` bool; the n-th of these belongs to the n-th
-            that runs forward.
+            that runs forward, and half of them do.
     """
 
     def __init__(self, backward: Tensor) -> None:
         self.rows = len(backward)
-        self.forward_rows, self.backward_rows = (~backward).nonzero().flatten(), backward.nonzero().flatten()
+        self.forward_rows, self.backward_rows = rows_of_ways(backward, len(backward) // 2)
 
     def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Attend along the frames; `hidden_states` is `[B h w, F, C]`, and so is the result."""
@@ -47,7 +49,7 @@ class RotatedAttention:
 
 
 @contextmanager
-def rotated_attention(unet: Any, backward: Tensor) -> Iterator[None]:
+def rotated_attention(unet: Any, backward: Tensor, turned: int | None = None) -> Iterator[None]:
     """Rotate the temporal self-attention of the backward rows inside the block.
 
     As with `halves.on_halves`, the block holds the UNet's call and, in training, the backward pass too.
@@ -55,13 +57,14 @@ def rotated_attention(unet: Any, backward: Tensor) -> Iterator[None]:
     Args:
         unet: a `UNetSpatioTemporalConditionModel`.
         backward: as of `RotatedAttention`, on the device of the UNet's inputs.
+        turned: how many rows run backward, as of `halves.on_halves`.
 
     Raises:
         ValueError: if not as many rows run backward as forward.
     """
     from diffusers.models.attention import TemporalBasicTransformerBlock
 
-    if 2 * int(backward.sum()) != len(backward):
+    if 2 * (int(backward.sum()) if turned is None else turned) != len(backward):
         raise ValueError("rotated attention needs the rows of both directions in one UNet call; use no low_memory.")
     rotated = RotatedAttention(backward)
     blocks = [module for module in unet.modules() if isinstance(module, TemporalBasicTransformerBlock)]

@@ -8,7 +8,7 @@ equal length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from .two_unets import TwoUNets
 
 
 @contextmanager
-def on_halves(unet: Any, backward: Tensor) -> Iterator[None]:
+def on_halves(unet: Any, backward: Tensor, turned: int | None = None) -> Iterator[None]:
     """Let each adapter act on every row at the scale it has for that row's direction, inside the block.
 
     The block holds the UNet's call and, in training, the backward pass too: gradient checkpointing computes layers
@@ -30,6 +30,7 @@ def on_halves(unet: Any, backward: Tensor) -> Iterator[None]:
     Args:
         unet: a `UNetSpatioTemporalConditionModel`, or `TwoUNets`.
         backward: whether each row of the batch runs backward in time, `[B]` bool, on the device of the UNet's inputs.
+        turned: how many of them do, where the caller knows, so that nobody waits for the device to tell.
 
     Raises:
         ValueError: if the UNet cuts its batch into chunks.
@@ -37,9 +38,13 @@ def on_halves(unet: Any, backward: Tensor) -> Iterator[None]:
     with ExitStack() as hooks:
         if isinstance(unet, TwoUNets):
             hooks.enter_context(unet.rows(backward))
-        if uneven := uneven_scales(unet):
+        uneven = uneven_scales(unet)
+        if turned in (0, len(backward)) and all(pair[turned > 0] == 1 for pair in uneven.values()):
+            uneven = {}  # such as a backward patch on backward rows: nothing to do
+        if uneven:
             _check_whole_batches(unet)
             factors = {name: torch.where(backward, pair[1], pair[0]) for name, pair in uneven.items()}
+            ways: list[Tensor] | None = None
             for _, layer in lora_layers(unet):
                 own = [name for name in uneven if name in layer.scaling]
                 if all(_is_plain(layer, name) for name in own):
@@ -47,9 +52,23 @@ def on_halves(unet: Any, backward: Tensor) -> Iterator[None]:
                         # B A x is linear in A x, which has only `rank` channels: that is where scaling costs least.
                         hooks.callback(layer.lora_A[name].register_forward_hook(_scale_rows(factors[name])).remove)
                 else:
-                    layer.forward = _in_two_calls(layer, layer.forward, {name: uneven[name] for name in own}, backward)
+                    ways = ways or rows_of_ways(backward, turned)
+                    layer.forward = _in_two_calls(layer, layer.forward, {name: uneven[name] for name in own}, ways)
                     hooks.callback(delattr, layer, "forward")
         yield
+
+
+def rows_of_ways(backward: Tensor, turned: int | None = None) -> list[Tensor]:
+    """The numbers of the rows that run forward, and of those that run backward, in their order.
+
+    Args:
+        backward: whether each row does, `[B]` bool.
+        turned: how many do, see `on_halves`.
+    """
+    if turned is None:
+        turned = int(backward.sum())
+    rows = backward.int().argsort(stable=True)
+    return [rows[: len(rows) - turned], rows[len(rows) - turned :]]
 
 
 def _is_plain(layer: Any, name: str) -> bool:
@@ -66,14 +85,13 @@ def _scale_rows(scales: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
 
 
 def _in_two_calls(
-    layer: Any, forward: Callable[..., Tensor], pairs: Mapping[str, tuple[float, float]], backward: Tensor
+    layer: Any, forward: Callable[..., Tensor], pairs: Mapping[str, tuple[float, float]], ways: Sequence[Tensor]
 ) -> Callable[..., Tensor]:
     """The layer's forward for adapters of any kind: the rows of either direction apart, each with its own scales."""
-    ways = [(~backward).nonzero().flatten(), backward.nonzero().flatten()]
-    home = torch.cat(ways).argsort()
+    home = torch.cat(list(ways)).argsort()
 
     def split(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows = inputs.unflatten(0, (len(backward), -1))
+        rows = inputs.unflatten(0, (len(home), -1))
         parts = []
         for way, numbers in enumerate(ways):
             if len(numbers):

@@ -39,7 +39,7 @@ def profiled(work, folder):
 
 
 def batch(config, generator):
-    frames, channels, height, width = LATENTS
+    _, channels, height, width = LATENTS
     rows = config.batch_size * (2 if config.direction == "both" or config.objective.rotated_attention else 1)
     turned = {"forward": [False], "backward": [True], "both": [False, True], "either": [False]}[config.direction]
     turned = [False, True] if config.objective.rotated_attention else turned
