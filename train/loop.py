@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import signal
 import traceback
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from ..data_prep.latents import check_cache, find_cache
@@ -38,6 +40,7 @@ from .plan import make_plan
 from .processes import Agreement, StopRequest, check_processes, lost_process
 from .recompute import recompute_activations
 from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator, warm_start
+from .zero import SplitOptimizer, ZeroAccelerator, check_zero
 
 if TYPE_CHECKING:
     from ..configs.training import TrainConfig
@@ -83,6 +86,7 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     # 1. Processes and plan
     check_processes(accelerator.num_processes, config.num_processes)
+    check_zero(accelerator, config)
     plan = make_plan(config, accelerator.num_processes)
     accelerator.print(plan.text)
     patch_folder = config.output / "patch"
@@ -108,6 +112,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     dtype = PRECISIONS[config.precision]
     unet = load_component(config.model, "unet", dtype=dtype, revision=config.revision, variant=config.variant)
     origin = prepare_base(unet, config, existing[-1] if existing else None)
+    if isinstance(accelerator, ZeroAccelerator):
+        accelerator.cut(unet)
     adapter = config.lora.model_dump(exclude={"init"})
     adapters = inject_patch(unet, config.direction, seed=config.seed, **adapter)
     origin.place(unet, config.direction, **adapter)
@@ -124,7 +130,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     # Sharding replaces the parameters.
     adapters = {name: adapter_parameters(unet, name) for name in adapters}
     parameters = [parameter for own in adapters.values() for parameter in own]
-    sharded = is_sharded(parameters)
+    sharded = is_sharded(unet.parameters())
     average = Average(parameters, optimizer, config.ema)
 
     # 4. Resume
@@ -141,6 +147,10 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
             accelerator.scaler.load_state_dict(state["scaler"])
         log.metrics = read_card(existing[-1]).metrics
         accelerator.print(f"resumed from {existing[-1]}.")
+    split = None
+    if isinstance(accelerator, ZeroAccelerator) and accelerator.stage == 2:
+        split = wrapped_optimizer = SplitOptimizer(accelerator, unet, optimizer)
+        model = split.model
     best = Best(config.validation.best, config.validation.patience)
     validations = config.output / VALIDATION_FILE
     replay(best, validations, start)
@@ -175,7 +185,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                 f"the adapter holds values that are not finite at step {step}, which was not saved; lower optim.lr. "
                 "Running again resumes from the last checkpoint, which is whole."
             )
-        content = snapshot(unet, config.direction, optimizer, average, origin)
+        content = snapshot(unet, config.direction, split.whole() if split else optimizer, average, origin)
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
             now = card.model_copy(update=dict(training_steps=step, metrics=log.metrics))
@@ -221,8 +231,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                     accelerator.backward(losses.total / config.gradient_accumulation)
                 log.add(step, losses)
             accelerator.unscale_gradients()
-            trained = [own for own in adapters.values() if any(one.grad is not None for one in own)]
-            log.grad_norm = norm = torch.stack([whole(clip_grad_norm_(own, most)) for own in trained]).norm()
+            norms = (split.clip if split else clip)(adapters.values(), most)
+            log.grad_norm = norm = torch.stack(norms).norm()
             # In fp16 the gradient scaler skips by itself.
             if skipping and not bool(norm.isfinite()):
                 skips += 1
@@ -258,6 +268,12 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         save_patch(patch_folder, files, card.model_copy(update=dict(training_steps=done, metrics=log.metrics)))
     accelerator.wait_for_everyone()
     return patch_folder
+
+
+def clip(adapters: Iterable[Sequence[nn.Parameter]], most: float) -> list[torch.Tensor]:
+    """Clip each adapter's gradient by itself, of those that have one; returns their norms before."""
+    trained = [own for own in adapters if any(one.grad is not None for one in own)]
+    return [whole(clip_grad_norm_(own, most)) for own in trained]
 
 
 def _told_by_any(accelerator: Accelerator, said: bool) -> bool:

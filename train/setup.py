@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from safetensors.torch import load_file
 
 from ..data_prep.dataset import load_clips
@@ -29,6 +34,7 @@ from .data import CachedSamples, Clip
 from .objective import Objective
 from .plan import Plan
 from .validate import Validator
+from .zero import ZeroAccelerator
 
 if TYPE_CHECKING:
     from ..configs.training import TrainConfig
@@ -36,7 +42,8 @@ if TYPE_CHECKING:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Precision, tracker and process group of a run."""
-    return Accelerator(
+    kind = ZeroAccelerator if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else Accelerator
+    return kind(
         mixed_precision=config.precision,
         log_with=["tensorboard", "wandb"] if config.wandb else "tensorboard",
         project_dir=str(config.output),

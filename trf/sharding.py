@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,6 @@ def like(value: Tensor, target: Tensor) -> Tensor:
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
-def is_sharded(parameters: Sequence[Tensor]) -> bool:
-    """Whether any of them is."""
-    return any(isinstance(parameter, DTensor) for parameter in parameters)
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether any of them is, by FSDP2 or by DeepSpeed's ZeRO-3."""
+    return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_tensor") for parameter in parameters)
