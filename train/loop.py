@@ -40,7 +40,7 @@ from .plan import make_plan
 from .processes import Agreement, StopRequest, check_processes, lost_process
 from .recompute import recompute_activations
 from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator, warm_start
-from .zero import SplitOptimizer, ZeroAccelerator, check_zero
+from .zero import SplitOptimizer, ZeroAccelerator
 
 if TYPE_CHECKING:
     from ..configs.training import TrainConfig
@@ -86,7 +86,8 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     # 1. Processes and plan
     check_processes(accelerator.num_processes, config.num_processes)
-    check_zero(accelerator, config)
+    if isinstance(accelerator, ZeroAccelerator):
+        accelerator.check(config)
     plan = make_plan(config, accelerator.num_processes)
     accelerator.print(plan.text)
     patch_folder = config.output / "patch"

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from ..configs.training import TrainConfig
 
 LIVE = 100_000_000
-"""Weights of the base that a process holds whole at a time under stage 3; its own limits are 1e9."""
+"""Weights of the base that a process may hold whole under stage 3; DeepSpeed's own limit is ten times that."""
 
 
-class ZeroAccelerator(Accelerator):
-    """accelerate's, with what DeepSpeed does kept to what is said above."""
+class ZeroAccelerator(Accelerator):  # type: ignore[misc]
+    """accelerate's, where DeepSpeed does what is said above and no more."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -48,10 +48,18 @@ class ZeroAccelerator(Accelerator):
             limits = {"stage3_max_live_parameters": LIVE, "stage3_max_reuse_distance": LIVE}
             settings["zero_optimization"] = {**limits, **settings["zero_optimization"]}
 
-    def cut(self, unet: nn.Module) -> None:
+    def check(self, config: TrainConfig) -> None:
+        """See `check_zero`."""
+        offload = self.deepspeed_plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {})
+        check_zero(self.stage, offload.get("device", "none") != "none", config)
+
+    def cut(self, unet: Any) -> None:
         """Under stage 3, hold the frozen UNet in parts; before adapters are in it."""
         if self.stage == 3:
             super().prepare(unet.requires_grad_(False))
+            held = sum(one.ds_tensor.numel() for one in unet.parameters())
+            of = sum(one.ds_numel for one in unet.parameters())
+            self.print(f"ZeRO-3: each process holds {held:,} of the base's {of:,} weights.")
 
     def prepare(self, unet: Any, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The UNet with its adapters on the device, and how it is called to be trained."""
@@ -73,37 +81,45 @@ class ZeroAccelerator(Accelerator):
 
     def backward(self, loss: Tensor, **_: Any) -> None:
         """Take the gradient."""
+        engine = self.deepspeed_engine_wrapped.engine
         if self.stage == 3:
-            loss.backward()
+            torch.autograd.backward(loss)
+            # Gradient checkpointing leaves weights gathered whose hooks never run.
+            engine.optimizer.release_backward_leftovers()
         else:
-            engine = self.deepspeed_engine_wrapped.engine
             engine.set_gradient_accumulation_boundary(self.last)
             engine.backward(loss)
 
 
-def check_zero(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Check that DeepSpeed, if it was launched, can do what is asked for.
+def check_zero(stage: int, offloads_optimizer: bool, config: TrainConfig) -> None:
+    """Check that a stage of ZeRO can do what is asked for.
+
+    Args:
+        stage: that was launched.
+        offloads_optimizer: whether the machine file says so.
+        config: of the run.
 
     Raises:
         ValueError: naming what it cannot.
     """
-    if not isinstance(accelerator, ZeroAccelerator):
-        return
-    stage, zero = accelerator.stage, accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
     if stage not in (2, 3):
-        raise ValueError(f"DeepSpeed was launched with ZeRO stage {stage}; set zero_stage to 2 or 3.")
-    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
-        raise ValueError("offload_optimizer_device moves an optimizer that is small with adapters; set it to none.")
+        raise ValueError(f"DeepSpeed was launched with zero_stage {stage}; give it 2 or 3, or no DeepSpeed.")
+    if offloads_optimizer:
+        raise ValueError("offload_optimizer_device: an adapter's optimizer is small and stays where it is; set none.")
     if config.precision == "fp16":
         raise ValueError("precision=fp16 scales the gradient, which is not supported under DeepSpeed; choose bf16.")
     if stage == 3 and config.quantization is not None:
-        raise ValueError(f"quantization={config.quantization} and ZeRO-3 both pack the base; choose one of them.")
-    if stage == 3 and config.lora.kind == "dora":
-        raise ValueError("lora.kind=dora needs the norm of weights that ZeRO-3 holds in parts; choose another kind.")
+        raise ValueError(
+            f"quantization={config.quantization}: ZeRO-3 cannot cut packed weights; choose one of the two."
+        )
+    if stage == 3 and config.lora.kind in ("dora", "loha"):
+        raise ValueError(f"lora.kind={config.lora.kind} is made from weights that ZeRO-3 has cut; choose lora or lokr.")
     if stage == 2 and config.optim.name != "adamw":
-        raise ValueError(f"optim.name={config.optim.name}: ZeRO-2 cuts state anywhere; only adamw does not mind.")
+        raise ValueError(
+            f"optim.name={config.optim.name}: ZeRO-2 cuts through weights, which only adamw bears; use it."
+        )
     if stage == 2 and config.objective.alternate_directions:
-        raise ValueError("objective.alternate_directions rests adapters in turn, which ZeRO-2 cannot; use ZeRO-3.")
+        raise ValueError("objective.alternate_directions rests adapters in turn, which ZeRO-2 cannot; choose ZeRO-3.")
 
 
 class SplitOptimizer:
@@ -123,6 +139,8 @@ class SplitOptimizer:
         self.model, wrapped = Accelerator.prepare(accelerator, _Trained(unet, self._parameters()), optimizer)
         self.zero = wrapped.optimizer
         self.pending = False
+        held = sum(part.numel() for part in self._parts())
+        accelerator.print(f"ZeRO-2: each process keeps the optimizer of {held:,} weights.")
         for own, flat in zip(self.groups, self._parts()):
             for name, value in state[own[0]].items():
                 if value.shape != own[0].shape:  # the step counter
@@ -147,7 +165,7 @@ class SplitOptimizer:
                     pieces: Iterable[Tensor] = [value] * len(own)
                 else:
                     gathered = torch.zeros(sum(one.numel() for one in own), device=flat.device)
-                    pieces = gathered.split([one.numel() for one in own])
+                    pieces = torch.split(gathered, [one.numel() for one in own])
                     for one, piece in zip(own, pieces):
                         _copy_part(value, piece, one, back=True)
                     torch.distributed.all_reduce(gathered)
@@ -162,8 +180,10 @@ class SplitOptimizer:
         gradients = self.zero.averaged_gradients
         for number, pieces in gradients.items():
             gradients[number] = [torch.cat([piece.flatten() for piece in pieces])]
-        parts = [[_part(gradients[one._hp_mapping.param_group_index][0], one) for one in own if one._hp_mapping]
-                 for own in adapters]  # fmt: skip
+        parts = [
+            [_part(gradients[place.param_group_index][0], place) for one in own if (place := _place(one))]
+            for own in adapters
+        ]
         nothing = torch.zeros((), device=self._parts()[0].device)
         squares = torch.stack([get_total_norm(own).square() if own else nothing for own in parts])
         torch.distributed.all_reduce(squares)
@@ -197,19 +217,19 @@ class _Trained(nn.Module):
         return self.call[0](*args, **kwargs)
 
 
-def _part(flat: Tensor, parameter: Any) -> Tensor:
-    """Where a process's flat part holds what it has of a parameter."""
-    place = parameter._hp_mapping.hp_fragment_address
-    return flat[place.start : place.start + place.numel]
+def _place(parameter: Any) -> Any:
+    """Which part of a parameter this process holds, and where; `None` if it holds none of it."""
+    return parameter._hp_mapping
 
 
-def _copy_part(flat: Tensor, value: Tensor, parameter: Any, *, back: bool) -> None:
-    """Copy what this process has of a parameter from a whole tensor into its flat part, or back."""
-    if parameter._hp_mapping is None:
-        return
-    place = parameter._hp_mapping.lp_fragment_address
-    mine, its = _part(flat, parameter), value.view(-1)[place.start : place.start + place.numel]
-    if back:
-        its.copy_(mine)
-    else:
-        mine.copy_(its)
+def _part(flat: Tensor, place: Any) -> Tensor:
+    """What this process holds of a parameter, in its flat tensor."""
+    return flat.narrow(0, place.hp_fragment_address.start, place.hp_fragment_address.numel)
+
+
+def _copy_part(flat: Tensor, value: Tensor, parameter: nn.Parameter, *, back: bool) -> None:
+    """Copy what this process holds of a parameter from a whole tensor into its flat one, or back."""
+    if place := _place(parameter):
+        its = value.view(-1).narrow(0, place.lp_fragment_address.start, place.lp_fragment_address.numel)
+        mine = _part(flat, place)
+        (its if back else mine).copy_(mine if back else its)
