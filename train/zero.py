@@ -108,6 +108,8 @@ def check_zero(stage: int, offloads_optimizer: bool, config: TrainConfig) -> Non
         raise ValueError("offload_optimizer_device: an adapter's optimizer is small and stays where it is; set none.")
     if config.precision == "fp16":
         raise ValueError("precision=fp16 scales the gradient, which is not supported under DeepSpeed; choose bf16.")
+    if config.compile:
+        raise ValueError("compile cannot hold layers whose weights DeepSpeed brings and takes; leave one out.")
     if stage == 3 and config.quantization is not None:
         raise ValueError(
             f"quantization={config.quantization}: ZeRO-3 cannot cut packed weights; choose one of the two."
