@@ -7,10 +7,10 @@ bfloat16, activations recomputed, 25 frames of 576x1024 and 14 of 320x576).
 
 The public way (SVD_Xtend's `train_svd_lora.py`, written here from its description): VAE and CLIP run in every step, all
 frames in one VAE batch, the conditioning frame encoded once more; query, key, value and output of all attentions are
-adapted, of which the cross-attention's query and key get no gradient. Ours reads the cache in the step and adapts the
-rest. Whatever is unequal favours the public way: its frames lie decoded in memory. Same UNet, same clips, same draws,
-same first weights: so the losses must be the same, and are compared. Each run starts from the first weights; runs of
-the ways alternate and ratios are taken pair by pair.
+adapted, of which the cross-attention's query and key get no gradient. Ours reads the cache in the step, adapts the
+rest, and does not compute those queries and keys. Whatever is unequal favours the public way: its frames lie decoded in
+memory. Same UNet, same clips, same draws, same first weights: so the losses must be the same, and are compared. Each
+run starts from the first weights; runs of the ways alternate and ratios are taken pair by pair.
 
 Prints one table and saves it beside this file.
 """
@@ -46,6 +46,7 @@ from trfpp.train.objective import Objective
 from trfpp.train.optim import make_optimizer
 from trfpp.train.recompute import recompute_activations
 from trfpp.trf.adapters import adapter_weights
+from trfpp.trf.attention import attend_to_one_token
 from trfpp.trf.base import hide_loading_bars, load_component, load_config
 from trfpp.trf.conditioning import clip_pixels, encode_clip, encode_condition, encode_posterior, micro_conditioning
 from trfpp.trf.device import best_device
@@ -231,6 +232,8 @@ def train(way: str, case: Case) -> Run:
     with torch.no_grad():
         for key, value in weights.items():
             value.copy_(first[key])
+    if way != PUBLIC:
+        attend_to_one_token(unet)
     if case.recomputed and way == PUBLIC:
         unet.enable_gradient_checkpointing()
     elif case.recomputed:

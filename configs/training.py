@@ -186,11 +186,16 @@ class TrainConfig(OnModel):
             raise ValueError("objective.rotated_attention is about backward clips; set direction=backward or both")
         if objective.rotated_attention and objective.alternate_directions:
             raise ValueError("objective.rotated_attention needs both directions in one call; no alternate_directions")
-        beside = self.lora.init != "plain" and self.direction == "backward"  # see train.origin.Origin.place
-        if self.compile and (self.direction == "both" or objective.rotated_attention or beside):
-            raise ValueError("compile cannot hold adapters that act on some rows only; train one direction at a time")
-        if self.compile and self.quantization in ("nf4", "int8"):
-            raise ValueError(f"compile cannot hold quantization={self.quantization}; choose fp8, or do without one")
+        if self.compile and (
+            self.direction == "both"
+            or objective.rotated_attention
+            or (kind, self.lora.init) != ("lora", "plain")
+            or self.quantization is not None
+        ):
+            raise ValueError(
+                "compile is for one direction at a time, without rotated_attention, with lora.kind=lora and "
+                "lora.init=plain, and without quantization; leave it out"
+            )
         if self.validation.best == "loss_fused" and self.direction != "both":
             raise ValueError("validation.best=loss_fused is about two adapters; set direction=both")
         if optim.name == "prodigy" and optim.lr < 0.1:

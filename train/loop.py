@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..data_prep.latents import check_cache, find_cache
 from ..trf.adapters import adapter_parameters, adapter_weights
+from ..trf.attention import attend_to_one_token
 from ..trf.base import load_component
 from ..trf.patch import inject_patch, patch_files, read_card, save_patch, update_card
 from ..trf.seeds import derived_seed
@@ -118,6 +119,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     adapter = config.lora.model_dump(exclude={"init"})
     adapters = inject_patch(unet, config.direction, seed=config.seed, **adapter)
     origin.place(unet, config.direction, **adapter)
+    attend_to_one_token(unet)
     if config.compile:
         compile_blocks(unet)
     if config.gradient_checkpointing:

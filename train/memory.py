@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..trf.attention import attend_to_one_token
 from ..trf.patch import inject_patch
 from ..trf.quantization import narrowed_layers, narrowed_size, quantize
 from .data import Sample
@@ -116,6 +117,7 @@ def estimate(
             narrow[id(layer.weight)] = config.quantization
     with torch.device("meta"):
         own = inject_patch(unet, config.direction, **config.lora.model_dump(exclude={"init"}))
+    attend_to_one_token(unet)
     adapters = [parameter for parameters in own.values() for parameter in parameters]
     low = None if dtype == torch.float32 else dtype
 

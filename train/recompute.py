@@ -21,7 +21,9 @@ def recompute_activations(unet: Any, contexts: Contexts | None = None) -> None:
         unet: a `UNetSpatioTemporalConditionModel`, with its adapters or without.
         contexts: what the first and the second computation of a block run in, as of `torch.utils.checkpoint`.
     """
-    again = partial(checkpoint, use_reentrant=False, **({} if contexts is None else {"context_fn": contexts}))
+    again = partial(checkpoint, use_reentrant=False)
+    if contexts is not None:
+        again = partial(again, context_fn=contexts)
     unet.enable_gradient_checkpointing(again)
     for block in unet.modules():
         if isinstance(block, TemporalBasicTransformerBlock):

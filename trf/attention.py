@@ -1,9 +1,13 @@
-"""Rotated temporal attention: rows running backward attend as those running forward do, turned by 180 degrees.
+"""Attention of SVD's UNet done otherwise than diffusers does it.
+
+Rotated temporal attention: rows running backward attend as those running forward do, turned by 180 degrees.
 
 Generative Inbetweening (arXiv 2408.15239) replaces the temporal self-attention map of the backward pass by that of the
 forward pass, both of its axes reversed. No map needs to be stored, since reversing queries and keys does the same:
 `rotate(softmax(Q K^T)) = softmax(flip(Q) flip(K)^T)`. With the rows of both directions in one batch, the backward rows
 take queries and keys from their forward rows and only the values from themselves.
+
+Attention to one token: all of a softmax over one key is 1, so the cross-attention to SVD's one CLIP token is its value.
 """
 
 from __future__ import annotations
@@ -76,3 +80,30 @@ def rotated_attention(unet: Any, backward: Tensor, turned: int | None = None) ->
     finally:
         for block, processor in zip(blocks, usual):
             block.attn1.processor = processor
+
+
+def attend_to_one_token(unet: Any) -> None:
+    """Let the UNet's cross-attention give its one token's value, for good; up to rounding it gives the same.
+
+    It then needs no queries and keys, and projects one token for all places. Layers whose queries or keys are adapted
+    stay as they are.
+
+    Args:
+        unet: a `UNetSpatioTemporalConditionModel`, whose context is one token (SVD's always is).
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for block in unet.modules():
+        attention = getattr(block, "attn2", None)
+        if attention is not None and not any(
+            isinstance(one, BaseTunerLayer) for one in (attention.to_q, attention.to_k)
+        ):
+            attention.processor = _value_of_one_token
+
+
+def _value_of_one_token(
+    attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """`[N, L, C]` from hidden states of that shape and a context `[N, 1, D]`."""
+    projected: Tensor = attention.to_out[0](attention.to_v(encoder_hidden_states))
+    return (attention.to_out[1](projected) / attention.rescale_output_factor).expand(hidden_states.shape)

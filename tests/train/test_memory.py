@@ -13,6 +13,7 @@ from trfpp.train.memory import STATE_BYTES, estimate, optimizer_state_size
 from trfpp.train.objective import Objective
 from trfpp.train.optim import make_optimizer
 from trfpp.train.recompute import recompute_activations
+from trfpp.trf.attention import attend_to_one_token
 from trfpp.trf.base import load_component, load_config
 from trfpp.trf.patch import inject_patch
 from trfpp.trf.quantization import quantize
@@ -80,6 +81,7 @@ def test_a_step_takes_what_was_estimated(case, tiny_model, tmp_path):
     if config.quantization:
         quantize(unet, config.quantization)
     inject_patch(unet, config.direction, **config.lora.model_dump())
+    attend_to_one_token(unet)
     if config.gradient_checkpointing:
         recompute_activations(unet)
     unet.train()

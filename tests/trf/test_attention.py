@@ -1,11 +1,13 @@
-"""Rotated attention against its definition: attention maps written out, turned by 180 degrees, times the backward values."""
+"""Rotated attention against its definition: attention maps written out, turned by 180 degrees, times the backward values;
+and attention to one token against diffusers'."""
 
 import pytest
 import torch
 from diffusers.models.attention import TemporalBasicTransformerBlock
 
-from trfpp.trf.attention import RotatedAttention, rotated_attention
+from trfpp.trf.attention import RotatedAttention, _value_of_one_token, attend_to_one_token, rotated_attention
 from trfpp.trf.base import load_component
+from trfpp.trf.patch import inject_patch
 
 BACKWARD = torch.tensor([False, False, True, True])
 PIXELS, FRAMES = 6, 5
@@ -92,3 +94,29 @@ def test_in_the_unet_only_the_backward_rows_change_and_nothing_stays(unet):
         rotated_attention(unet, torch.tensor([True, True])),
     ):
         pass
+
+
+def test_attention_to_one_token_is_its_value(tiny_model):
+    """Outputs and gradients, for both halves' adapters; where a query is adapted nothing is changed."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(2, *shape, generator=generator) for shape in ((5, 8, 8, 12), (), (1, 32), (3,))]
+    found = []
+    for short in (False, True):
+        unet = load_component(tiny_model, "unet")
+        (own,) = inject_patch(unet, targets="all", rank=2, alpha=2.0).values()
+        with torch.no_grad():
+            for number, parameter in enumerate(own):
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
+        if short:
+            attend_to_one_token(unet)
+        video = unet(*rows).sample
+        video.square().sum().backward()
+        found.append([video.detach(), *(parameter.grad for parameter in own)])
+    for usual, ours in zip(*found):
+        torch.testing.assert_close(ours, usual, rtol=1e-3, atol=1e-4 * float(usual.abs().max()))
+    assert all(block.attn2.processor is _value_of_one_token for block in unet.modules() if hasattr(block, "attn2"))
+    adapted = load_component(tiny_model, "unet")
+    inject_patch(adapted, targets=r".*attn2\.to_q", rank=2, alpha=2.0)
+    before = [block.attn2.processor for block in adapted.modules() if hasattr(block, "attn2")]
+    attend_to_one_token(adapted)
+    assert before == [block.attn2.processor for block in adapted.modules() if hasattr(block, "attn2")]
