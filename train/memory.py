@@ -186,11 +186,11 @@ def _batch(config: TrainConfig, context: int, latents: Sequence[int]) -> Sample:
         )
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that are made inside the block, while they live; views cost nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         """Bytes of those alive."""
         self.peak = 0
