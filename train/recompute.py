@@ -9,21 +9,19 @@ from typing import Any
 
 import torch
 from diffusers.models.attention import TemporalBasicTransformerBlock
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
-def recompute_activations(unet: Any, contexts: Contexts | None = None) -> None:
+def recompute_activations(unet: Any, contexts: Contexts = noop_context_fn) -> None:
     """Keep only what goes into the UNet's blocks, and compute the rest again in the backward pass.
 
     Args:
         unet: a `UNetSpatioTemporalConditionModel`, with its adapters or without.
         contexts: what the first and the second computation of a block run in, as of `torch.utils.checkpoint`.
     """
-    again = partial(checkpoint, use_reentrant=False)
-    if contexts is not None:
-        again = partial(again, context_fn=contexts)
+    again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
     unet.enable_gradient_checkpointing(again)
     for block in unet.modules():
         if isinstance(block, TemporalBasicTransformerBlock):
