@@ -1,0 +1,27 @@
+"""The training measurement compares the same work, and its full-size SVD-XT is SVD-XT."""
+
+import pytest
+import torch
+
+from trfpp.bench import svd_xt
+from trfpp.bench.train import OURS, PUBLIC, Case, prepare, train
+
+
+def test_both_ways_have_the_same_losses(tmp_path):
+    case = Case(
+        model="miniature", frames=4, height=32, width=32, precision="no", recomputed=False, folder=tmp_path, device="cpu",
+        steps=3, rank=2,
+    )  # fmt: skip
+    prepare(case)
+    public, ours = train(PUBLIC, case), train(OURS, case)
+    assert ours.losses == pytest.approx(public.losses, abs=1e-4)
+    assert len(set(ours.losses)) == 4
+    assert ours.flops < public.flops
+    assert ours.conditioning == 0 < public.conditioning
+
+
+def test_the_full_size_is_svd_xts():
+    for name, millions in {"unet": 1525, "vae": 98, "image_encoder": 632}.items():
+        component = svd_xt.build(name, "meta", torch.bfloat16)
+        assert round(sum(one.numel() for one in component.parameters()) / 1e6) == millions
+        assert {one.device.type for one in component.parameters()} == {"meta"}
