@@ -40,6 +40,7 @@ from trfpp.bench import svd_xt
 from trfpp.configs.training import OptimSettings, TrainConfig
 from trfpp.data_prep.frames import to_tensor
 from trfpp.data_prep.procedural import film
+from trfpp.data_prep.shapes import Shape
 from trfpp.train.data import CachedSamples, Clip, Sample, collate
 from trfpp.train.memory import estimate
 from trfpp.train.objective import Objective
@@ -145,8 +146,11 @@ def prepare(case: Case) -> float:
 
 def samples_of(case: Case, scaling: float) -> CachedSamples:
     """The cached samples of a run."""
-    clips = [Clip(str(number), FPS, BUCKET) for number in range(CLIPS)]
-    return CachedSamples(clips, case.folder, scaling_factor=scaling, conditioning_dropout=0.1, seed=0, **SCALE)
+    shape = Shape(case.frames, case.height, case.width)
+    clips = [Clip(str(number), FPS, BUCKET, shape) for number in range(CLIPS)]
+    return CachedSamples(
+        clips, case.folder, scaling_factor=scaling, conditioning_dropout=0.1, seed=0, per_step=1, **SCALE
+    )
 
 
 class PublicWay:
