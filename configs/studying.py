@@ -49,6 +49,15 @@ class Variants(Settings):
     """Share of the fused loss in the one that is trained for its fusion; the other has rotated attention."""
 
 
+class Longer(Settings):
+    """The forward/backward pair, trained on from where it ended."""
+
+    worlds: list[Domain] = Field(default=["linear", "views", "loop"])
+    """Domains in which it is; none leaves it out."""
+    steps: Positive = 3000
+    """Optimizer steps beyond those of the pair, of a schedule of their own."""
+
+
 class Sweeps(Settings):
     """One setting at a time, from the pair of adapters that every domain gets."""
 
@@ -91,6 +100,8 @@ class StudyConfig(Settings):
     """How every patch is trained."""
     full: FullTraining | None = FullTraining()
     """How all weights are fine-tuned, as an upper bound; null leaves it out."""
+    longer: Longer = Longer()
+    """The forward/backward pair, trained on."""
     variants: Variants = Variants()
     """Other ways to train the forward/backward pair."""
     sampler: SamplerOverrides = SamplerOverrides(num_inference_steps=30, max_guidance_scale=1)

@@ -20,6 +20,7 @@ COLOURS = {
     "forward_both": "#3182bd",
     "either": "#e6ab02",
     "pair": "#d95f02",
+    "long": "#a6761d",
     "fused": "#7570b3",
     "rotated": "#e7298a",
     "full": "#1b9e77",

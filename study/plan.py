@@ -25,6 +25,7 @@ METHODS = {
     "forward_both": "forward patch, both halves",
     "either": "one patch for both directions",
     "pair": "forward/backward pair",
+    "long": "pair, trained for longer",
     "fused": "pair trained for its fusion",
     "rotated": "pair with rotated attention",
     "full": "full fine-tune",
@@ -33,7 +34,7 @@ METHODS = {
 """What is measured in a domain, floor to ceiling; `VARIANTS` in some."""
 MAIN = "pair"
 """The method whose patch is swept and measured on the base world."""
-VARIANTS = ("fused", "rotated")
+VARIANTS = ("long", "fused", "rotated")
 """Other ways to train it, which are set against it in some domains."""
 
 

@@ -44,8 +44,10 @@ def make_plan(config: StudyConfig) -> Plan:
     for world in config.worlds:
         for method in ("forward_half", "forward_both", "either"):
             planner.method(world, method)
+    for world in config.longer.worlds:
+        planner.method(world, "long")
     for world in config.variants.worlds:
-        for variant in VARIANTS:
+        for variant in ("fused", "rotated"):
             planner.method(world, variant)
     if config.forgetting:
         planner.method("base", "base")
@@ -122,13 +124,18 @@ class Planner:
             "rotated": {"rotated_attention": True},
         }
         objective = changes.get(name, {})
+        steps, needs, begun = patch.steps, data, None
+        if name == "long":
+            main = self.patch(world, MAIN)
+            steps, needs, begun = self.config.longer.steps, (*data, main), self.at(main) / "patch"
         settings = self._training(
-            run, data[0], patch.steps, patch.optim, direction,
+            run, data[0], steps, patch.optim, direction,
             lora=patch.lora.model_copy(update=lora), objective=patch.objective.model_copy(update=objective),
+            start_from=begun,
         )  # fmt: skip
         ways = 2 if direction == "both" else 1
-        seconds = of_training(patch.steps, ways * patch.batch_size, full=False)
-        return self.add(run, "train", settings, seconds, data)
+        seconds = of_training(steps, ways * patch.batch_size, full=False)
+        return self.add(run, "train", settings, seconds, needs)
 
     def full(self, world: str) -> str:
         """All weights fine-tuned on a world."""

@@ -28,8 +28,8 @@ def test_every_method_is_measured_in_every_domain(plan):
     usual = [method for method in METHODS if method not in VARIANTS]
     assert {f"eval/{world}-{method}" for world in WORLDS for method in usual} <= plan.runs.keys()
     for variant in VARIANTS:
-        measured = {world for world in WORLDS if f"eval/{world}-{variant}" in plan.runs}
-        assert measured == {"linear", "irreversible"}
+        measured = [world for world in WORLDS if f"eval/{world}-{variant}" in plan.runs]
+        assert measured == (["linear", "views", "loop"] if variant == "long" else ["linear", "irreversible"])
     assert {f"eval/base-{name}" for name in ("base", *WORLDS)} <= plan.runs.keys()
     assert {f"runs/{world}-{name}" for world in WORLDS for name in ("pair", "forward", "either", "full")} <= set(
         plan.runs
@@ -70,7 +70,7 @@ def test_patches_are_trained_and_used_as_their_names_say(plan):
     names = {method: [patch.parent.name for patch in one.patches] for method, one in used.items()}
     assert names == {
         **{method: [] for method in METHODS}, "forward_half": ["linear-forward"], "forward_both": ["linear-forward"],
-        "either": ["linear-either"], "pair": ["linear-pair"], "fused": ["linear-fused"], "rotated": ["linear-rotated"],
+        "either": ["linear-either"], "pair": ["linear-pair"], "long": ["linear-long"], "fused": ["linear-fused"], "rotated": ["linear-rotated"],
     }  # fmt: skip
     assert (used["forward_half"].scales, used["forward_both"].scales) == ([(1.0, 0.0)], [1.0])
     directions = {"forward": "forward", "either": "either", "pair": "both", "full": "both", "fused": "both"}
@@ -80,8 +80,9 @@ def test_patches_are_trained_and_used_as_their_names_say(plan):
     assert used["full"].model == str(plan.runs["runs/linear-full"].settings.output / "model")
     objectives = {name: plan.runs[f"runs/linear-{name}"].settings.objective for name in ("pair", *VARIANTS)}
     assert {name: (one.fusion, one.rotated_attention) for name, one in objectives.items()} == {
-        "pair": (0, False), "fused": (0.5, False), "rotated": (0, True),
+        "pair": (0, False), "long": (0, False), "fused": (0.5, False), "rotated": (0, True),
     }  # fmt: skip
+    assert plan.runs["runs/linear-long"].settings.start_from == plan.runs["runs/linear-pair"].settings.output / "patch"
     assert plan.runs["eval/base-loop"].settings.patches == [plan.runs["runs/loop-pair"].settings.output / "patch"]
 
 
@@ -131,7 +132,14 @@ def test_a_part_brings_what_it_needs(plan):
 
 
 def test_parts_can_be_left_out(settings, tmp_path):
-    left_out = "worlds=[loop]", "variants.worlds=[]", "full=null", "forgetting=false", "sweeps.worlds=[]"
+    left_out = (
+        "worlds=[loop]",
+        "longer.worlds=[]",
+        "variants.worlds=[]",
+        "full=null",
+        "forgetting=false",
+        "sweeps.worlds=[]",
+    )
     plan = make_plan(settings("full", tmp_path, *left_out))
     assert not plan.curves
     assert {name.split("/")[-1] for name in plan.runs if name.startswith("eval/")} == {

@@ -32,8 +32,8 @@ def test_means_are_those_of_the_evaluations(finished, text):
     table = table_after(text, "loop")
     assert list(table) == [
         "cross-fade", "flow warp", "base", "forward patch, forward half", "forward patch, both halves",
-        "one patch for both directions", "forward/backward pair", "pair trained for its fusion",
-        "pair with rotated attention", "full fine-tune", "VAE reconstruction",
+        "one patch for both directions", "forward/backward pair", "pair, trained for longer",
+        "pair trained for its fusion", "pair with rotated attention", "full fine-tune", "VAE reconstruction",
     ]  # fmt: skip
     results = Results(finished.output, make_plan(finished))
     for method, label in (("flow_warp", "flow warp"), ("pair", "forward/backward pair")):
@@ -54,7 +54,7 @@ def test_differences_are_those_of_compare(finished, text):
     shown = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     assert table_after(text, "Against the base")["loop"]["SSIM"].strip("*") == shown
     variants = table_after(text, "loop", 2)
-    assert list(variants) == ["pair trained for its fusion", "pair with rotated attention"]
+    assert list(variants) == ["pair, trained for longer", "pair trained for its fusion", "pair with rotated attention"]
     pair, fused = (finished.output / "eval" / f"loop-{name}" for name in ("pair", "fused"))
     found = compare(pair, fused).metrics["inner_psnr"].contrast
     shown = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
