@@ -124,7 +124,8 @@ class Planner:
             "rotated": {"rotated_attention": True},
         }
         objective = changes.get(name, {})
-        steps, needs, begun = patch.steps, data, None
+        steps, begun = patch.steps, None
+        needs: tuple[str, ...] = data
         if name == "long":
             main = self.patch(world, MAIN)
             steps, needs, begun = self.config.longer.steps, (*data, main), self.at(main) / "patch"

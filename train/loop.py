@@ -69,7 +69,7 @@ def train(config: TrainConfig) -> Path:
     try:
         return _train(config, accelerator)
     except BaseException as error:
-        if isinstance(error, RuntimeError) and (gone := lost_process(error, accelerator.num_processes)):
+        if gone := lost_process(error, accelerator.num_processes):
             # A launcher ends the ranks that are left; they end by themselves, and have something to say.
             for number in StopRequest.signals:
                 signal.signal(number, signal.SIG_IGN)

@@ -6,6 +6,7 @@ half the batch. So the launcher that started this process is asked what it had b
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Sequence
@@ -55,19 +56,28 @@ def check_processes(running: int, expected: int | None) -> None:
             )
 
 
-def lost_process(error: RuntimeError, num_processes: int) -> str | None:
+def lost_process(error: BaseException, num_processes: int) -> str | None:
     """A sentence for an error that means that a process which training needs is gone; `None` for any other."""
     said = str(error)
-    if "DataLoader worker" in said:
+    if "DataLoader worker (pid" in said or _hung_up(error):
         return (
             "a process that reads clips ended, most often for want of memory; give it more, or read in the loop with "
             "loader_workers=0."
         )
+    if not isinstance(error, RuntimeError):
+        return None
     # Connections between ranks: gloo says so in words, NCCL by the type.
     talk = isinstance(error, torch.distributed.DistBackendError) or "onnection" in said or "gloo" in said
     if num_processes > 1 and talk:
         return f"another of the {num_processes} processes is gone; see what it said above. ({said.splitlines()[0]})"
     return None
+
+
+def _hung_up(error: BaseException) -> bool:
+    """Whether a reading process has died while it handed a batch over, before the loader could find it dead."""
+    gone = (errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOENT)
+    socket = isinstance(error, OSError) and error.errno in gone and error.filename is None
+    return socket or isinstance(error, EOFError)
 
 
 class Agreement:

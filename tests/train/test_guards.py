@@ -19,6 +19,7 @@ import yaml
 from trfpp.train.checkpoint import list_checkpoints
 from trfpp.train.guards import SPIKE, Guard
 from trfpp.train.objective import Losses, Objective
+from trfpp.train.processes import lost_process
 from trfpp.trf.patch import read_card
 
 NAN = float("nan")
@@ -141,6 +142,27 @@ def test_a_dead_loader_worker_is_said(config, train_elsewhere):
     code, out, err = finish(train_elsewhere(run.model_copy(update={"steps": done + 2, "loader_workers": 0})))
     assert code == 0, err
     assert f"resumed from {last}" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "reads clips ended"),
+        (ConnectionResetError(104, "Connection reset by peer"), "reads clips ended"),  # while it hands a batch over
+        (ConnectionRefusedError(111, "Connection refused"), "reads clips ended"),
+        (FileNotFoundError(2, "No such file or directory"), "reads clips ended"),  # its socket
+        (FileNotFoundError(2, "No such file or directory", "clip.safetensors"), None),
+        (ValueError("Caught ValueError in DataLoader worker process 0."), None),
+        (EOFError(), "reads clips ended"),
+        (RuntimeError("[gloo] Connection closed by peer"), "another of the 2 processes is gone"),
+        (RuntimeError("shapes do not match"), None),
+        (BrokenPipeError(32, "Broken pipe"), None),
+        (ValueError("Connection"), None),
+    ],
+)
+def test_lost_processes_are_told_from_other_errors(error, said):
+    found = lost_process(error, 2)
+    assert found is None if said is None else said in found
 
 
 def test_a_lost_rank_is_said_by_those_that_are_left(config, train_elsewhere):
