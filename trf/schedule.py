@@ -6,7 +6,7 @@ direction at one noise level, with its guidance: that is what papers count, what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,12 +92,8 @@ def gi_plan(num_steps: int, ratio: float = 0.5, rounds: int = 5) -> list[Iterati
     Raises:
         ValueError: without a step.
     """
-    _check_steps(num_steps)
-    return [
-        iteration
-        for level in range(num_steps)
-        for iteration in _again("fused", level, rounds if level < int(num_steps * ratio) else 0)
-    ]
+    first = int(num_steps * ratio)
+    return _level_by_level(num_steps, lambda level: _again("fused", level, rounds if level < first else 0))
 
 
 def vibid_plan(num_steps: int) -> list[Iteration]:
@@ -106,8 +102,7 @@ def vibid_plan(num_steps: int) -> list[Iteration]:
     Raises:
         ValueError: without a step.
     """
-    _check_steps(num_steps)
-    return [iteration for level in range(num_steps) for iteration in _to_and_fro(level)]
+    return _level_by_level(num_steps, _to_and_fro)
 
 
 def mpd_seq_plan(num_steps: int, ratio: float = 0.2, rounds: int = 3) -> list[Iteration]:
@@ -121,12 +116,9 @@ def mpd_seq_plan(num_steps: int, ratio: float = 0.2, rounds: int = 3) -> list[It
     Raises:
         ValueError: without a step.
     """
-    _check_steps(num_steps)
-    return [
-        iteration
-        for level in range(num_steps)
-        for iteration in [*_aligned(level, rounds if level < ratio * num_steps else 0), *_to_and_fro(level)]
-    ]
+    return _level_by_level(
+        num_steps, lambda level: [*_aligned(level, rounds if level < ratio * num_steps else 0), *_to_and_fro(level)]
+    )
 
 
 def mpd_par_plan(num_steps: int, ratio: float = 0.1, rounds: int = 3) -> list[Iteration]:
@@ -140,19 +132,23 @@ def mpd_par_plan(num_steps: int, ratio: float = 0.1, rounds: int = 3) -> list[It
     Raises:
         ValueError: without a step.
     """
-    _check_steps(num_steps)
-    return [
-        iteration
-        for level in range(num_steps)
-        for iteration in (
+    return _level_by_level(
+        num_steps,
+        lambda level: (
             [*_aligned(level, 1), *_to_and_fro(level)] if level < ratio * num_steps else _again("fused", level, rounds)
-        )
-    ]
+        ),
+    )
 
 
 def _check_steps(num_steps: int) -> None:
     if num_steps < 1:
         raise ValueError(f"num_inference_steps={num_steps}: at least 1 denoising step is needed.")
+
+
+def _level_by_level(num_steps: int, at: Callable[[int], Iterable[Iteration]]) -> list[Iteration]:
+    """The iterations of all levels, one level after another."""
+    _check_steps(num_steps)
+    return [iteration for level in range(num_steps) for iteration in at(level)]
 
 
 def _again(kind: Kind, level: int, rounds: int) -> Sequence[Iteration]:

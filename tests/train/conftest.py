@@ -26,15 +26,25 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory):
-    """Folder of a dataset of 4-frame clips at 32 x 32, its conditioning cached for the miniature."""
+def cached_dataset():
+    """`cached_dataset(videos, data, **settings)`: prepares a dataset, its conditioning cached for the miniature."""
+
+    def make(videos, data, **settings):
+        prepare(videos, data, fps=None, progress=False, **settings)
+        key = CacheKey(model="miniature")
+        build_cache(data, key, progress=False)
+        finish_cache(data, key)
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, cached_dataset):
+    """Folder of a cached dataset of 4-frame clips at 32 x 32."""
     root = tmp_path_factory.mktemp("train")
     write_world(root / "videos", "linear", count=5, seed=0, num_frames=10, side=32)
-    prepare(root / "videos", root / "data", fps=None, num_frames=4, height=32, width=32, holdout=0.4, progress=False)
-    key = CacheKey(model="miniature")
-    build_cache(root / "data", key, progress=False)
-    finish_cache(root / "data", key)
-    return root / "data"
+    return cached_dataset(root / "videos", root / "data", num_frames=4, height=32, width=32, holdout=0.4)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trfpp.data_prep.dataset import load_clips, prepare
-from trfpp.data_prep.latents import CacheKey, build_cache, find_cache, finish_cache, read_clip
+from trfpp.data_prep.latents import find_cache, read_clip
 from trfpp.data_prep.procedural import film
 from trfpp.data_prep.shapes import Shape, shapes_of
 from trfpp.data_prep.video import open_video
@@ -140,7 +140,7 @@ def test_any_split_and_any_start_see_the_same_steps(processes, accumulation, sta
 
 
 @pytest.fixture(scope="session")
-def mixed(tmp_path_factory):
+def mixed(tmp_path_factory, cached_dataset):
     """A dataset of clips of 12 and of 8 frames, landscape and portrait, cached for the miniature."""
     root = tmp_path_factory.mktemp("mixed")
     (root / "videos").mkdir()
@@ -148,14 +148,8 @@ def mixed(tmp_path_factory):
         shot = film("linear", 0, number, 26 if number < 3 else 10, 64)
         frames = shot.frames[:, :, 16:48] if number == 2 else shot.frames[:, 16:48]
         write_video(root / "videos" / f"{number}.mp4", frames, shot.fps)
-    prepare(
-        root / "videos", root / "data", fps=None, num_frames=[12, 8], sizes=["64x32", "32x64"], holdout=0.3,
-        cut_threshold=255, progress=False,
-    )  # fmt: skip
-    key = CacheKey(model="miniature")
-    build_cache(root / "data", key, progress=False)
-    finish_cache(root / "data", key)
-    return root / "data"
+    shapes = {"num_frames": [12, 8], "sizes": ["64x32", "32x64"]}
+    return cached_dataset(root / "videos", root / "data", holdout=0.3, cut_threshold=255, **shapes)
 
 
 @pytest.fixture

@@ -1,7 +1,24 @@
-"""What the tests of adapters share: the tiny UNet's answer to one fixed input."""
+"""What these tests share: the tiny model as a pipeline, and its UNet's answer to one fixed input."""
 
 import pytest
 import torch
+
+from trfpp import TimeReversalFusionPipeline
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    """The tiny model; not for tests that load patches."""
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def clean(pipe):
+    """The same, without patches again afterwards."""
+    yield pipe
+    pipe.unload_patches()
 
 
 @pytest.fixture

@@ -5,20 +5,10 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
-import torch
 from safetensors import safe_open
-
-from trfpp import TimeReversalFusionPipeline
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = TimeReversalFusionPipeline.from_pretrained(GOLDEN / "model", dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def load(name):

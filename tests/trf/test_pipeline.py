@@ -24,19 +24,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_model):
-    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
-def clean(pipe):
-    yield pipe
-    pipe.unload_patches()
-
-
 def picture(seed, size=(48, 32)):
     return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
 

@@ -1,5 +1,6 @@
 """Every sampler through the pipeline on the tiny model: draws, anchors, patches, memory, settings, and what cannot work."""
 
+import itertools
 import logging
 from dataclasses import replace
 
@@ -8,26 +9,12 @@ import PIL.Image
 import pytest
 import torch
 
-from trfpp import TimeReversalFusionPipeline
 from trfpp.trf.settings import SamplerSettings, resolve
 from trfpp.trf.strategies import STRATEGIES
 from trfpp.trf.two_unets import TwoUNets
 
 SMALL = {"height": 32, "width": 48, "num_frames": 4, "num_inference_steps": 3, "output_type": "latent"}
 OTHERS = ("gi", "vibid", "mpd-seq", "mpd-par")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
-def pipe(model):
-    yield model
-    model.unload_patches()
 
 
 def picture(seed):
@@ -81,27 +68,38 @@ def test_calls_are_those_of_the_plan_and_the_bar_counts_them(pipe, monkeypatch):
         assert (result.disagreement is None) == (name in ("vibid", "mpd-seq"))
 
 
-def test_gi_rotates_by_itself_as_it_would_for_a_patch_that_asks_for_it(pipe, make_patch, monkeypatch):
-    own = run(pipe, "gi").frames
+def test_gi_rotates_by_itself_as_it_would_for_a_patch_that_asks_for_it(clean, make_patch, monkeypatch):
+    own = run(clean, "gi").frames
     plain = {**STRATEGIES, "gi": replace(STRATEGIES["gi"], rotated=False)}
     monkeypatch.setattr("trfpp.trf.pipeline.STRATEGIES", plain)
-    assert relative(run(pipe, "gi").frames, own) > 1e-2
-    pipe.load_patch(make_patch(direction="both", rotated_attention=True, size=0.0), "still")
-    assert relative(run(pipe, "gi").frames, own) < 1e-5
+    assert relative(run(clean, "gi").frames, own) > 1e-2
+    clean.load_patch(make_patch(direction="both", rotated_attention=True, size=0.0), "still")
+    assert relative(run(clean, "gi").frames, own) < 1e-5
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_each_adapter_acts_on_its_own_direction(pipe, make_patch, name):
-    """A pair equals its two adapters loaded apart, each on its half; and each of them matters."""
-    base = run(pipe, name).frames
-    pipe.load_patch(make_patch("pair", direction="both", size=0.1), "pair")
-    pair = run(pipe, name).frames
-    pipe.set_patches({"pair": (1.0, 0.0)})
-    forward = run(pipe, name).frames
-    pipe.set_patches({"pair": (0.0, 1.0)})
-    backward = run(pipe, name).frames
-    for one, other in ((forward, base), (backward, base), (forward, pair), (backward, pair)):
-        assert relative(one, other) > 1e-3
+def test_each_adapter_acts_on_its_own_direction(clean, make_patch, name):
+    """Each of a pair matters; and where one direction is asked for alone, the other's adapter does nothing."""
+    films, firsts = {}, {}
+
+    def sample(what):
+        def first(pipeline, iteration, timestep, tensors):
+            firsts.setdefault(what, tensors["latents"])
+
+        films[what] = run(clean, name, callback_on_step_end=first).frames
+
+    sample("base")
+    clean.load_patch(make_patch("pair", direction="both", size=0.1), "pair")
+    sample("pair")
+    for what, scales in (("forward", (1.0, 0.0)), ("backward", (0.0, 1.0))):
+        clean.set_patches({"pair": scales})
+        sample(what)
+    for one, other in itertools.combinations(films, 2):
+        assert relative(films[one], films[other]) > 1e-3
+    if name != "gi":  # which begins with both; the others begin forward
+        assert relative(firsts["forward"], firsts["pair"]) < 1e-6
+        assert relative(firsts["backward"], firsts["base"]) < 1e-6
+        assert relative(firsts["forward"], firsts["base"]) > 1e-4
 
 
 def test_a_sampler_brings_its_own_settings_and_leaves_those_of_another_aside():
@@ -124,15 +122,15 @@ def test_what_has_no_effect_is_said(pipe, caplog):
     assert "sampler=vibid has re-noising of its own: jump_length is left aside." in caplog.text
 
 
-def test_what_cannot_work_is_refused(pipe, make_patch, monkeypatch):
+def test_what_cannot_work_is_refused(clean, make_patch, monkeypatch):
     with pytest.raises(ValueError, match="no low_memory"):
-        run(pipe, "gi", low_memory=True)
+        run(clean, "gi", low_memory=True)
     with pytest.raises(ValueError, match="choose one of trf, trf-reference, gi, vibid, mpd-seq, mpd-par"):
-        run(pipe, "ddim")
-    pipe.load_patch(make_patch(direction="both", rotated_attention=True), "rotated")
+        run(clean, "ddim")
+    clean.load_patch(make_patch(direction="both", rotated_attention=True), "rotated")
     with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time; choose trf or gi"):
-        run(pipe, "vibid")
-    pipe.unload_patches()
-    monkeypatch.setattr(pipe, "unet", TwoUNets(pipe.unet, pipe.unet))
+        run(clean, "vibid")
+    clean.unload_patches()
+    monkeypatch.setattr(clean, "unet", TwoUNets(clean.unet, clean.unet))
     with pytest.raises(ValueError, match="this model has two"):
-        run(pipe, "gi")
+        run(clean, "gi")
