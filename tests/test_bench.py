@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trfpp.bench import svd_xt
-from trfpp.bench.train import OURS, PUBLIC, Case, prepare, train
+from trfpp.bench.ways import OURS, PUBLIC, Case, prepare, train
 
 
 def test_both_ways_have_the_same_losses(tmp_path):

@@ -38,6 +38,8 @@ from .average import Average
 from .optim import optimizer_state, restore_optimizer
 from .origin import Origin
 
+CHECKPOINTS_FOLDER = "checkpoints"
+"""In the folder of a run."""
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "state.json"

@@ -15,32 +15,28 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from ..data_prep.latents import check_cache, find_cache
 from ..trf.adapters import adapter_parameters, adapter_weights
-from ..trf.attention import attend_to_one_token
-from ..trf.base import load_component
-from ..trf.patch import inject_patch, patch_files, read_card, save_patch, update_card
+from ..trf.patch import read_card, update_card
 from ..trf.seeds import derived_seed
 from ..trf.sharding import is_sharded, whole
 from .average import Average
 from .best import Best, replay, trim
 from .binding import binding_settings
-from .checkpoint import check_binding, list_checkpoints, resume, save_checkpoint, snapshot
-from .compiling import compile_blocks
+from .checkpoint import CHECKPOINTS_FOLDER, check_binding, list_checkpoints, resume
 from .data import RankOrder, loader
 from .guards import Guard
 from .log import VALIDATION_FILE, TrainingLog
 from .memory import PRECISIONS
+from .model import make_model
 from .optim import make_optimizer, make_schedule, set_rate
-from .origin import prepare_base
 from .plan import make_plan
 from .processes import Agreement, StopRequest, check_processes, lost_process
-from .recompute import recompute_activations
-from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator, warm_start
+from .saver import Saver
+from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator
 from .zero import SplitOptimizer, ZeroAccelerator
 
 if TYPE_CHECKING:
@@ -95,8 +91,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.dry_run:
         return patch_folder
 
-    checkpoints = config.output / "checkpoints"
-    existing = list_checkpoints(checkpoints)
+    existing = list_checkpoints(config.output / CHECKPOINTS_FOLDER)
     binding = binding_settings(config, plan)
     if existing:
         check_binding(existing[-1], binding)
@@ -111,28 +106,13 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     samples = make_samples(config, cache, "train", per_step=plan.clips_per_step)
 
     # 3. Model, adapters (one, or one for each direction), optimizer
-    dtype = PRECISIONS[config.precision]
-    unet = load_component(config.model, "unet", dtype=dtype, revision=config.revision, variant=config.variant)
-    origin = prepare_base(unet, config, existing[-1] if existing else None)
-    if isinstance(accelerator, ZeroAccelerator):
-        accelerator.cut(unet)
-    adapter = config.lora.model_dump(exclude={"init"})
-    adapters = inject_patch(unet, config.direction, seed=config.seed, **adapter)
-    origin.place(unet, config.direction, **adapter)
-    attend_to_one_token(unet)
-    if config.compile:
-        compile_blocks(unet)
-    if config.gradient_checkpointing:
-        recompute_activations(unet)
-    unet.train()
-    if config.start_from is not None and not existing:
-        warm_start(unet, config)
-    named = {f"{name}:{key}": one for name in adapters for key, one in adapter_weights(unet, name).items()}
+    unet, names, origin = make_model(config, accelerator, existing[-1] if existing else None)
+    named = {f"{name}:{key}": one for name in names for key, one in adapter_weights(unet, name).items()}
     optimizer, rate = make_optimizer(named, config.optim), make_schedule(config.optim, config.steps)
     model, wrapped_optimizer = accelerator.prepare(unet, optimizer)
     # Sharding replaces the parameters.
-    adapters = {name: adapter_parameters(unet, name) for name in adapters}
-    parameters = [parameter for own in adapters.values() for parameter in own]
+    adapters = [adapter_parameters(unet, name) for name in names]
+    parameters = [parameter for own in adapters for parameter in own]
     sharded = is_sharded(unet.parameters())
     average = Average(parameters, optimizer, config.ema)
 
@@ -174,6 +154,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         rank=accelerator.process_index, num_processes=accelerator.num_processes,
     )  # fmt: skip
     batches = iter(loader(samples, order, config.loader_workers))
+    dtype = PRECISIONS[config.precision]
     objective = make_objective(config, dtype)
     card = make_card(config, plan, unet.config)
     validator = make_validator(config, cache, card, dtype, accelerator.device)
@@ -181,24 +162,11 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     most = math.inf if config.optim.max_grad_norm is None else config.optim.max_grad_norm
     skipping, skips = config.on_nonfinite == "skip" and accelerator.scaler is None, 0
 
-    def save(step: int) -> Path:
-        path = checkpoints / f"step-{step:06d}"
-        if not all(bool(whole(parameter.isfinite().all())) for parameter in parameters):
-            raise FloatingPointError(
-                f"the adapter holds values that are not finite at step {step}, which was not saved; lower optim.lr. "
-                "Running again resumes from the last checkpoint, which is whole."
-            )
-        content = snapshot(unet, config.direction, split.whole() if split else optimizer, average, origin)
-        if accelerator.is_main_process:
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-            now = card.model_copy(update=dict(training_steps=step, metrics=log.metrics))
-            keep = config.checkpoint.keep
-            try:
-                save_checkpoint(checkpoints, step, content, now, scaler, binding, keep)
-            except (OSError, SafetensorError) as error:
-                raise OSError(f"{path} was not saved: {error}. Those before it are whole: run again.") from None
-        accelerator.wait_for_everyone()
-        return path
+    saver = Saver(
+        output=config.output, accelerator=accelerator, unet=unet, parameters=parameters,
+        optimizer=split.whole if split else lambda: optimizer, average=average, origin=origin, card=card,
+        metrics=lambda: log.metrics, binding=binding, keep=config.checkpoint.keep,
+    )  # fmt: skip
 
     def validate(step: int) -> None:
         # A sharded UNet runs on all processes or on none, whatever signal one of them may have got.
@@ -209,10 +177,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                 if outcome is not None and accelerator.is_main_process:
                     log.validation(step, outcome)
                 if outcome is not None and step and best.update(step, outcome.metrics):
-                    files = origin.saved(patch_files(unet, config.direction))
-                    now = card.model_copy(update=dict(training_steps=step, metrics=log.metrics))
-                    if accelerator.is_main_process:
-                        save_patch(config.output / "best", files, now)
+                    saver.best(step)
         accelerator.wait_for_everyone()
 
     agreed = Agreement(accelerator.num_processes)
@@ -234,7 +199,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                     accelerator.backward(losses.total / config.gradient_accumulation)
                 log.add(step, losses)
             accelerator.unscale_gradients()
-            norms = (split.clip if split else clip)(adapters.values(), most)
+            norms = (split.clip if split else clip)(adapters, most)
             log.grad_norm = norm = torch.stack(norms).norm()
             # In fp16 the gradient scaler skips by itself.
             if skipping and not bool(norm.isfinite()):
@@ -251,26 +216,21 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
             last_step = done == config.steps
             validated = config.validation.every and (last_step or done % config.validation.every == 0)
             with log.paused():
-                saved = save(done) if last_step or done % config.checkpoint.every == 0 else None
+                saved = saver.checkpoint(done) if last_step or done % config.checkpoint.every == 0 else None
                 if validated:
                     validate(done)
             requested = agreed(stop.number)
             if requested and not last_step:
-                raise Stopped(requested, saved or save(done))
+                raise Stopped(requested, saved or saver.checkpoint(done))
             if validated and _told_by_any(accelerator, best.exhausted):
                 accelerator.print(f"stopped early: no validation since step {best.step} had a better {best.metric}.")
                 if saved is None:
-                    save(done)
+                    saver.checkpoint(done)
                 break
     agreed.close()
 
     # 6. The patch
-    with average.applied():
-        files = origin.saved(patch_files(unet, config.direction))
-    if accelerator.is_main_process:
-        save_patch(patch_folder, files, card.model_copy(update=dict(training_steps=done, metrics=log.metrics)))
-    accelerator.wait_for_everyone()
-    return patch_folder
+    return saver.patch(done)
 
 
 def clip(adapters: Iterable[Sequence[nn.Parameter]], most: float) -> list[torch.Tensor]:

@@ -18,16 +18,14 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     parse_flag_from_env,
 )
-from safetensors.torch import load_file
 
 from ..data_prep.dataset import load_clips
 from ..data_prep.latents import CacheKey, build_cache, finish_cache
 from ..data_prep.motion import statistics
 from ..data_prep.plan import Split
 from ..data_prep.shapes import shapes_of
-from ..trf.adapters import load_adapter
 from ..trf.base import essential_config, fingerprint, load_config, resolved_revision
-from ..trf.patch import PatchCard, adapters_of, check_fit, read_card, weight_files
+from ..trf.patch import PatchCard
 from ..version import __version__
 from .buckets import buckets_of
 from .data import CachedSamples, Clip
@@ -153,26 +151,3 @@ def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -
         sampler=config.sampler.model_dump(exclude_none=True),
         training_digest=hashlib.sha256(resolved.encode()).hexdigest(),
     )
-
-
-def warm_start(unet: Any, config: TrainConfig) -> None:
-    """Give the fresh adapters in the UNet the weights of the patch `config.start_from`.
-
-    Raises:
-        FileNotFoundError: if it is no patch.
-        ValueError: if it was made for another UNet, or its adapters are not such as these.
-    """
-    folder = config.start_from
-    assert folder is not None
-    card = read_card(folder)
-    check_fit(card, unet.config, folder)
-    if card.direction != config.direction:
-        raise ValueError(f"start_from={str(folder)!r}: of direction {card.direction}, not {config.direction}.")
-    for part, file in weight_files(folder).items():
-        try:
-            load_adapter(unet, load_file(file), adapters_of(card.direction)[part])
-        except ValueError as error:
-            raise ValueError(
-                f"start_from={str(folder)!r}: not an adapter like the one to train, {error} Give the settings in lora "
-                "that it was trained with."
-            ) from None

@@ -12,19 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, UNetSpatioTemporalConditionModel
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from .base import model_location
 from .conditioning import encode_clip, encode_condition, micro_conditioning
 from .denoiser import BoundedDenoiser, Condition
+from .draws import Generators, noise_source, unit_noise
 from .fusion import frame_guidance
+from .images import Images, count_pairs, to_pixels, to_rgb
 from .patch_mixin import PatchesMixin
 from .samplers import Bounds, sample
 from .schedule import WAYS, Iteration, count, unet_calls
@@ -33,9 +32,6 @@ from .strategies import STRATEGIES
 from .two_unets import BACKWARD_FOLDER, TwoUNets
 
 logger = logging.getLogger(__name__)
-
-Images = PIL.Image.Image | Sequence[PIL.Image.Image] | Tensor
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -114,34 +110,12 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         return {**frames, "height": height * self.vae_scale_factor, "width": width * self.vae_scale_factor}
 
-    def check_bounds(self, start_image: Images, end_image: Images) -> int:
-        """Number of pairs in two bounds.
-
-        Raises:
-            ValueError: if a bound is missing, of another type, or their numbers differ.
-        """
-        sizes = []
-        for name, image in (("start_image", start_image), ("end_image", end_image)):
-            if isinstance(image, PIL.Image.Image):
-                sizes.append(1)
-            elif isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == 3:
-                sizes.append(image.shape[0])
-            elif isinstance(image, Sequence) and image and all(isinstance(one, PIL.Image.Image) for one in image):
-                sizes.append(len(image))
-            else:
-                raise ValueError(
-                    f"{name}: give a PIL image, a non-empty list of them, or a tensor [B, 3, H, W] in [0, 1]."
-                )
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"{sizes[0]} start images but {sizes[1]} end images: give pairs.")
-        return sizes[0]
-
     def encode_bound(
         self, image: Images, settings: SamplerSettings, aug_noise: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """CLIP embedding `[B, 1, D]` and conditioning latents `[B, 1, C, h, w]` of a bound, in the UNet's dtype."""
-        image = _rgb(image)
-        pixels = _as_tensor(image).to(device)
+        image = to_rgb(image)
+        pixels = to_pixels(image).to(device)
         embedding = encode_clip(pixels, self.image_encoder, self.feature_extractor)
         resized = self.video_processor.preprocess(image, height=settings.height, width=settings.width).to(device)
         latents = encode_condition(resized + settings.noise_aug_strength * aug_noise, self.vae)
@@ -149,7 +123,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
 
     def encode_clean(self, image: Images, settings: SamplerSettings, device: torch.device) -> Tensor:
         """Scaled latents of a bound without noise, `[B, C, h, w]` float32: what a sampler anchors a frame to."""
-        pixels = self.video_processor.preprocess(_rgb(image), height=settings.height, width=settings.width).to(device)
+        pixels = self.video_processor.preprocess(to_rgb(image), height=settings.height, width=settings.width).to(device)
         return encode_condition(pixels, self.vae) * self.vae.config.scaling_factor
 
     def decode_latents(self, latents: Tensor, decode_chunk_size: int) -> Tensor:
@@ -236,7 +210,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             ValueError: for bounds, settings or noise that cannot work.
         """
         # 1. Settings and checks
-        num_pairs = self.check_bounds(start_image, end_image)
+        num_pairs = count_pairs(start_image, end_image)
         told = dict(
             height=height, width=width, num_frames=num_frames, num_inference_steps=num_inference_steps,
             noise_aug_strength=noise_aug_strength, min_guidance_scale=min_guidance_scale,
@@ -282,28 +256,13 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         _warn_of_what_is_left_out(settings, plan)
 
         # 3. Draws, in a fixed order: augmentation, start noise, then re-noising as it comes
+        of_pairs = generator[::num_videos_per_prompt] if isinstance(generator, list) else generator
         aug_shape = (num_pairs, 3, settings.height, settings.width)
-        if aug_noise is None:
-            first = generator[::num_videos_per_prompt] if isinstance(generator, list) else generator
-            aug_noise = randn_tensor(aug_shape, generator=first, device=device, dtype=torch.float32)
-        elif aug_noise.shape[1:] != aug_shape[1:] or aug_noise.shape[0] not in (1, num_pairs):
-            raise ValueError(f"aug_noise is {tuple(aug_noise.shape)}, must be {aug_shape}.")
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != shape:
-            raise ValueError(f"latents is {tuple(latents.shape)}, must be {tuple(shape)}.")
-        runs = count(plan, "renoise")
-        if renoise_noise is not None and renoise_noise.shape != (runs, *shape):
-            raise ValueError(f"renoise_noise is {tuple(renoise_noise.shape)}, must be {(runs, *shape)}.")
-        given = iter(renoise_noise) if renoise_noise is not None else None
-
-        def renoising_noise() -> Tensor:
-            if given is not None:
-                return next(given).to(device, torch.float32)
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        aug_noise = unit_noise("aug_noise", aug_noise, aug_shape, of_pairs, device, shared=True)
+        latents = unit_noise("latents", latents, shape, generator, device)
+        renoising = noise_source("renoise_noise", renoise_noise, count(plan, "renoise"), shape, generator, device)
 
         # 4. Condition on both bounds
-        aug_noise = aug_noise.to(device, torch.float32)
         bounds = [self.encode_bound(image, settings, aug_noise, device) for image in (start_image, end_image)]
         conditions = {
             way: Condition(
@@ -346,9 +305,8 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         # 6. Sample
         with self.progress_bar(total=unet_calls(plan)) as progress:
             denoise.on_calls = progress.update
-            x = latents.to(device, torch.float32) * scheduler.init_noise_sigma
             x = sample(
-                denoise, x, sigmas, plan, renoising_noise,
+                denoise, latents * scheduler.init_noise_sigma, sigmas, plan, renoising,
                 weights=strategy.weights(settings.num_frames, device), bounds=clean, cfg_plus=strategy.cfg_plus,
                 noise_scale=settings.noise_scale_ratio, stale_scaling=strategy.stale_scaling, observe=observe,
             )  # fmt: skip
@@ -414,23 +372,3 @@ def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) 
     if len(values) != num_pairs:
         raise ValueError(f"{name}: {len(values)} numbers for {num_pairs} pairs; give one, or one for each.")
     return values
-
-
-def _rgb(image: Images) -> Images:
-    """PIL images in RGB, whatever their mode; tensors as they are, checked for their range."""
-    if isinstance(image, Tensor):
-        if image.min() < 0 or image.max() > 1:
-            raise ValueError(f"image tensors lie in [0, 1], this one in [{image.min():g}, {image.max():g}].")
-        return image
-    return [one.convert("RGB") for one in ([image] if isinstance(image, PIL.Image.Image) else image)]
-
-
-def _as_tensor(image: Images) -> Tensor:
-    """RGB images as `[B, 3, H, W]` float32 in [0, 1]; images of a list must share one size."""
-    if isinstance(image, Tensor):
-        return image.float()
-    images = [image] if isinstance(image, PIL.Image.Image) else image
-    arrays = [np.asarray(one, dtype=np.float32) / 255 for one in images]
-    if len({array.shape for array in arrays}) > 1:
-        raise ValueError("images of one list must share one size; crop them first.")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from trfpp.data_prep.latents import find_cache
 from trfpp.train.data import RankOrder, loader
 from trfpp.train.full import Batches, fine_tune
-from trfpp.train.loop import make_samples
 from trfpp.train.objective import denoising_loss
+from trfpp.train.setup import make_samples
 from trfpp.train.stage import StageStopped, fit
 from trfpp.trf.base import load_component
 from trfpp.trf.pipeline import TimeReversalFusionPipeline

@@ -238,11 +238,11 @@ def test_the_8_bit_optimizer_trains(config, train_here):
 
 
 def test_no_vae_and_no_clip_tower_are_loaded_for_training(config, train_here, monkeypatch):
-    from trfpp.train import loop, validate
+    from trfpp.train import model, validate
 
     loaded = []
-    real = loop.load_component
-    for module in (loop, validate):
+    real = model.load_component
+    for module in (model, validate):
         monkeypatch.setattr(
             module, "load_component", lambda m, name, **kw: (loaded.append(name), real(m, name, **kw))[1]
         )
