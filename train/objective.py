@@ -122,26 +122,26 @@ class Objective:
         with ExitStack() as contexts:
             if self.alternate:
                 batch, other = batch.halves()[:: -1 if step % 2 else 1]
-                with torch.no_grad(), on_halves(unet, other.backward, self._turned(other, step + 1)):
+                with torch.no_grad(), on_halves(unet, *self._halves(other, step + 1)):
                     resting = predict(unet, other, self.dtype)[0]
                 # Without a gradient, not with one of zero: an optimizer would go on by momentum.
                 contexts.enter_context(
                     _frozen(unet, adapters_of(self.direction)["forward" if step % 2 else "backward"])
                 )
-            turned = self._turned(batch, step)
-            contexts.enter_context(on_halves(unet, batch.backward, turned))
+            halves = self._halves(batch, step)
+            contexts.enter_context(on_halves(unet, *halves))
             if self.rotated:
-                contexts.enter_context(rotated_attention(unet, batch.backward, turned))
+                contexts.enter_context(rotated_attention(unet, *halves))
             estimate, target = predict(model, batch, self.dtype)
             rows = weighted_error(estimate, target, batch.sigma)
             sigma, backward, numbers = batch.sigma, batch.backward, batch.number
             if self.rotated and self.direction == "backward":  # the first half only guides
-                rows, sigma, backward, numbers = (_halves(one)[1] for one in (rows, sigma, backward, numbers))
+                rows, sigma, backward, numbers = (_both(one)[1] for one in (rows, sigma, backward, numbers))
             total, fused = rows.mean(), None
             if self.direction == "both":
                 if resting is None:
                     total = 2 * total
-                    fused = fused_loss(*_halves(estimate), _halves(target)[0], _halves(sigma)[0])
+                    fused = fused_loss(*_both(estimate), _both(target)[0], _both(sigma)[0])
                 elif step % 2:
                     fused = fused_loss(resting, estimate, reverse_time(target), sigma)
                 else:
@@ -151,14 +151,14 @@ class Objective:
                 fused = fused.detach()
             yield Losses(total=total, rows=rows.detach(), sigma=sigma, backward=backward, numbers=numbers, fused=fused)
 
-    def _turned(self, batch: Sample, step: int) -> int | None:
-        """How many rows of a batch run backward, where that follows from the settings."""
+    def _halves(self, batch: Sample, step: int) -> tuple[int, int]:
+        """How many rows of a batch run forward, and how many backward; of `either` all count as forward ones, since
+        its adapter acts on both alike.
+        """
         rows = len(batch.sigma)
-        if self.alternate:
-            return rows if step % 2 else 0
-        if self.direction == "both" or self.rotated:
-            return rows // 2
-        return {"forward": 0, "backward": rows, "either": None}[self.direction]
+        if self.rotated or (self.direction == "both" and not self.alternate):
+            return rows // 2, rows // 2
+        return (0, rows) if self.direction == "backward" or (self.alternate and step % 2) else (rows, 0)
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def _frozen(unet: Any, adapter: str) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _both(rows: Tensor) -> tuple[Tensor, Tensor]:
     first, second = rows.chunk(2)
     return first, second
 

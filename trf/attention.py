@@ -16,65 +16,55 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .halves import rows_of_ways
 
+def attend_rotated(attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attend along the frames, as a processor of diffusers for SVD's temporal self-attention.
 
-class RotatedAttention:
-    """Attention processor of diffusers for SVD's temporal self-attention.
-
-    Args:
-        backward: whether each row of the UNet's batch runs backward, `[B]` bool; the n-th of these belongs to the n-th
-            that runs forward, and half of them do.
+    `hidden_states` is `[B h w, F, C]`, and so is the result. The first half of the rows runs forward, and the n-th row
+    of the second half attends as the n-th of the first does, turned.
     """
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for project in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    attended = F.scaled_dot_product_attention(_turned(query), _turned(key), value)
+    projected: Tensor = attention.to_out[0](attended.transpose(1, 2).flatten(2))
+    return attention.to_out[1](projected) / attention.rescale_output_factor
 
-    def __init__(self, backward: Tensor) -> None:
-        self.rows = len(backward)
-        self.forward_rows, self.backward_rows = rows_of_ways(backward, len(backward) // 2)
 
-    def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Attend along the frames; `hidden_states` is `[B h w, F, C]`, and so is the result."""
-        query, key, value = (
-            project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-            for project in (attention.to_q, attention.to_k, attention.to_v)
-        )
-        attended = F.scaled_dot_product_attention(self._rotated(query), self._rotated(key), value)
-        projected: Tensor = attention.to_out[0](attended.transpose(1, 2).flatten(2))
-        return attention.to_out[1](projected) / attention.rescale_output_factor
-
-    def _rotated(self, heads: Tensor) -> Tensor:
-        """`[B h w, heads, F, d]` with the backward rows replaced by the forward ones, their frames reversed."""
-        rows = heads.unflatten(0, (self.rows, -1))
-        # Detached: what trains the backward rows is not to change how the forward ones attend.
-        turned = rows[self.forward_rows].flip(-2).detach()
-        return rows.index_copy(0, self.backward_rows, turned).flatten(0, 1)
+def _turned(heads: Tensor) -> Tensor:
+    """`[2 h w, heads, F, d]` with its second half replaced by the first, their frames reversed."""
+    forward = heads[: len(heads) // 2]
+    # Detached: what trains the backward rows is not to change how the forward ones attend.
+    return torch.cat([forward, forward.detach().flip(-2)])
 
 
 @contextmanager
-def rotated_attention(unet: Any, backward: Tensor, turned: int | None = None) -> Iterator[None]:
+def rotated_attention(unet: Any, forward: int, backward: int) -> Iterator[None]:
     """Rotate the temporal self-attention of the backward rows inside the block.
 
     As with `halves.on_halves`, the block holds the UNet's call and, in training, the backward pass too.
 
     Args:
         unet: a `UNetSpatioTemporalConditionModel`.
-        backward: as of `RotatedAttention`, on the device of the UNet's inputs.
-        turned: how many rows run backward, as of `halves.on_halves`.
+        forward: number of rows of the UNet's batch that run forward in time; they come first.
+        backward: number of those that run backward; the n-th of them belongs to the n-th that runs forward.
 
     Raises:
         ValueError: if not as many rows run backward as forward.
     """
     from diffusers.models.attention import TemporalBasicTransformerBlock
 
-    if 2 * (int(backward.sum()) if turned is None else turned) != len(backward):
+    if forward != backward:
         raise ValueError("rotated attention needs the rows of both directions in one UNet call; use no low_memory.")
-    rotated = RotatedAttention(backward)
     blocks = [module for module in unet.modules() if isinstance(module, TemporalBasicTransformerBlock)]
     usual = [block.attn1.processor for block in blocks]
     for block in blocks:
-        block.attn1.processor = rotated
+        block.attn1.processor = attend_rotated
     try:
         yield
     finally:

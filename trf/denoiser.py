@@ -1,7 +1,7 @@
 """The model between two bounds as a denoiser: what samplers call, over a UNet that sees all its rows in one batch.
 
-Shapes: B videos, F frames, latents `[B, F, C, h, w]`. The rows of a call are `[2 (unconditional, conditional)] x
-[directions asked for] x B`. A patch may act on the rows of one direction only.
+Shapes: B videos, F frames, latents `[B, F, C, h, w]`. The rows of a call are `[directions asked for] x
+[2 (unconditional, conditional)] x B`. A patch may act on the rows of one direction only.
 """
 
 from __future__ import annotations
@@ -65,46 +65,57 @@ class BoundedDenoiser:
 
     def __call__(self, x: Tensor, level: int, ways: Sequence[Way], scaled_as: int) -> dict[Way, Estimate]:
         """Estimates of the directions asked for; see `samplers.Denoise`."""
-        both = self.guidance is not None or self.free
         scaled = preconditioning(self.sigmas[scaled_as]).c_in * x
-        noisy = torch.cat([scaled if way == "forward" else reverse_time(scaled) for way in ways])
-        embeddings = torch.cat([self.conditions[way].embedding for way in ways])
-        latents = torch.cat([self.conditions[way].latents for way in ways]).expand(-1, x.shape[1], -1, -1, -1)
-        backward = torch.tensor([way == "backward" for way in ways], device=x.device).repeat_interleave(len(x))
-        ids = self.ids.repeat(len(ways), 1)
-        if both:
-            noisy, backward, ids = noisy.repeat(2, 1, 1, 1, 1), backward.repeat(2), ids.repeat(2, 1)
-            embeddings, latents = (torch.cat([torch.zeros_like(one), one]) for one in (embeddings, latents))
-        v = self._forward(torch.cat([noisy.to(latents.dtype), latents], dim=2), level, embeddings, ids, backward)
-        free, guided = v.chunk(2) if both else (None, v)
-        if self.guidance is not None:
-            assert free is not None
-            guided = guide(free, guided, self.guidance)
+        inputs, embeddings = zip(*(self._rows(way, scaled) for way in ways))
+        v = self._forward(torch.cat(inputs), torch.cat(embeddings), level, ways)
         self.calls += len(ways)
         self.on_calls(len(ways))
         estimates: dict[Way, Estimate] = {}
-        for number, way in enumerate(ways):
-            rows = slice(number * len(x), (number + 1) * len(x))
+        for way, rows in zip(ways, v.chunk(len(ways))):
+            free, guided = rows.chunk(2) if self._unconditional else (None, rows)
+            if self.guidance is not None:
+                assert free is not None
+                guided = guide(free, guided, self.guidance)
             own = x if way == "forward" else reverse_time(x)
             estimates[way] = Estimate(
-                denoised(own, guided[rows], self.sigmas[level]),
-                None if free is None else denoised(own, free[rows], self.sigmas[level]),
+                denoised(own, guided, self.sigmas[level]),
+                None if free is None else denoised(own, free, self.sigmas[level]),
             )
         if len(ways) == 2:
             self.disagreements.append(disagreement(estimates["forward"].guided, estimates["backward"].guided))
         return estimates
 
-    def _forward(self, inputs: Tensor, level: int, embeddings: Tensor, ids: Tensor, backward: Tensor) -> Tensor:
+    @property
+    def _unconditional(self) -> bool:
+        return self.guidance is not None or self.free
+
+    def _rows(self, way: Way, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and embeddings of a direction's rows, from latents in forward order that are scaled for the model."""
+        condition = self.conditions[way]
+        noisy = (scaled if way == "forward" else reverse_time(scaled)).to(condition.latents.dtype)
+        latents, embedding = condition.latents.expand(-1, scaled.shape[1], -1, -1, -1), condition.embedding
+        if self._unconditional:
+            noisy = noisy.repeat(2, 1, 1, 1, 1)
+            latents, embedding = (torch.cat([torch.zeros_like(one), one]) for one in (latents, embedding))
+        return torch.cat([noisy, latents], dim=2), embedding
+
+    def _forward(self, inputs: Tensor, embeddings: Tensor, level: int, ways: Sequence[Way]) -> Tensor:
         """The UNet's output for all rows, float32."""
+        ids = self.ids.repeat(len(inputs) // len(self.ids), 1)
+        turned = torch.arange(len(inputs)) >= (len(inputs) // len(ways) if ways[0] == "forward" else 0)
+        size = self.rows_per_forward or len(inputs)
         outputs = []
-        for rows in torch.arange(len(inputs)).split(self.rows_per_forward or len(inputs)):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for *part, backward in zip(inputs.split(size), embeddings.split(size), ids.split(size), turned.split(size)):
+            halves = int((~backward).sum()), int(backward.sum())
             with ExitStack() as contexts:
-                contexts.enter_context(on_halves(self.unet, backward[part]))
+                contexts.enter_context(on_halves(self.unet, *halves))
                 if self.rotated:
-                    contexts.enter_context(rotated_attention(self.unet, backward[part]))
-                outputs.append(self.unet(
-                    inputs[part], self.timesteps[level], embeddings[part], added_time_ids=ids[part], return_dict=False
-                )[0].float())  # fmt: skip
+                    contexts.enter_context(rotated_attention(self.unet, *halves))
+                own_inputs, own_embeddings, own_ids = part
+                outputs.append(
+                    self.unet(
+                        own_inputs, self.timesteps[level], own_embeddings, added_time_ids=own_ids, return_dict=False
+                    )[0].float()
+                )
             self.forwards += 1
         return torch.cat(outputs)

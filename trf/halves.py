@@ -1,14 +1,13 @@
 """Adapters that act on one half of TRF's batch: on the rows that run forward in time, or on those that run backward.
 
-Both halves lie in one UNet call, so a plain LoRA's contribution is scaled row by row; with other kinds each layer is
-called once for the rows of either direction. Whatever a layer of SVD's UNet sees, contexts included, the batch is its
-slowest dimension (`[B, C]`, `[B F, C, h, w]`, `[B, C, F, h, w]`, `[B h w, F, C]`): each of the B rows is one run of
-equal length.
+Both halves lie in one UNet call, the rows that run forward first, and each adapter sees its own rows only. Whatever a
+layer of SVD's UNet sees, contexts included, the batch is its slowest dimension (`[B, C]`, `[B F, C, h, w]`,
+`[B, C, F, h, w]`, `[B h w, F, C]`): each of the B rows is one run of equal length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +19,7 @@ from .two_unets import TwoUNets
 
 
 @contextmanager
-def on_halves(unet: Any, backward: Tensor, turned: int | None = None) -> Iterator[None]:
+def on_halves(unet: Any, forward: int, backward: int) -> Iterator[None]:
     """Let each adapter act on every row at the scale it has for that row's direction, inside the block.
 
     The block holds the UNet's call and, in training, the backward pass too: gradient checkpointing computes layers
@@ -29,78 +28,60 @@ def on_halves(unet: Any, backward: Tensor, turned: int | None = None) -> Iterato
 
     Args:
         unet: a `UNetSpatioTemporalConditionModel`, or `TwoUNets`.
-        backward: whether each row of the batch runs backward in time, `[B]` bool, on the device of the UNet's inputs.
-        turned: how many of them do, where the caller knows, so that nobody waits for the device to tell.
+        forward: number of rows of the UNet's batch that run forward in time; they come first.
+        backward: number of those that run backward.
 
     Raises:
         ValueError: if the UNet cuts its batch into chunks.
     """
-    with ExitStack() as hooks:
+    with ExitStack() as undo:
         if isinstance(unet, TwoUNets):
-            hooks.enter_context(unet.rows(backward))
-        uneven = uneven_scales(unet)
-        if turned in (0, len(backward)) and all(pair[turned > 0] == 1 for pair in uneven.values()):
-            uneven = {}  # such as a backward patch on backward rows: nothing to do
-        if uneven:
+            undo.enter_context(unet.rows(forward, backward))
+        uneven, rows = uneven_scales(unet), (forward, backward)
+        if any(pair[way] != 1 for pair in uneven.values() for way in (0, 1) if rows[way]):
             _check_whole_batches(unet)
-            factors = {name: torch.where(backward, pair[1], pair[0]) for name, pair in uneven.items()}
-            ways: list[Tensor] | None = None
             for _, layer in lora_layers(unet):
-                own = [name for name in uneven if name in layer.scaling]
-                if all(_is_plain(layer, name) for name in own):
-                    for name in own:
-                        # B A x is linear in A x, which has only `rank` channels: that is where scaling costs least.
-                        hooks.callback(layer.lora_A[name].register_forward_hook(_scale_rows(factors[name])).remove)
-                else:
-                    ways = ways or rows_of_ways(backward, turned)
-                    layer.forward = _in_two_calls(layer, layer.forward, {name: uneven[name] for name in own}, ways)
-                    hooks.callback(delattr, layer, "forward")
+                if own := {name: pair for name, pair in uneven.items() if name in layer.scaling}:
+                    layer.forward = _in_parts(layer, own, rows)
+                    undo.callback(delattr, layer, "forward")
         yield
 
 
-def rows_of_ways(backward: Tensor, turned: int | None = None) -> list[Tensor]:
-    """The numbers of the rows that run forward, and of those that run backward, in their order.
+def _in_parts(layer: Any, pairs: Mapping[str, tuple[float, float]], rows: tuple[int, int]) -> Callable[..., Tensor]:
+    """The forward pass of a layer, some of whose adapters have a scale each for the rows of either direction."""
+    ways = [way for way in (0, 1) if rows[way]]
+    names = [name for name in layer.active_adapters if name in layer.scaling]
+    whole = layer.forward
 
-    Args:
-        backward: whether each row does, `[B]` bool.
-        turned: how many do, see `on_halves`.
-    """
-    if turned is None:
-        turned = int(backward.sum())
-    rows = backward.int().argsort(stable=True)
-    return [rows[: len(rows) - turned], rows[len(rows) - turned :]]
+    def updated(x: Tensor, base: Tensor, way: int) -> Tensor:
+        result = base
+        for name in names:
+            # B A x is linear in A x, which has only `rank` channels: that is where scaling costs least.
+            scale = layer.scaling[name] * pairs.get(name, (1, 1))[way]
+            if scale:
+                first, second, dropout = (part[name] for part in (layer.lora_A, layer.lora_B, layer.lora_dropout))
+                result = result + second(first(dropout(x.to(first.weight.dtype))) * scale)
+        return result.to(base.dtype)
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        sizes = [len(x) // sum(rows) * rows[way] for way in ways]
+        parts = x.split(sizes)
+        if all(_is_plain(layer, name) for name in names):
+            bases = layer.base_layer(x, *args, **kwargs).split(sizes)
+            results = [updated(*one) for one in zip(parts, bases, ways)]
+        else:
+            results = []
+            for part, way in zip(parts, ways):
+                with _acting(layer, {name: pair[way] for name, pair in pairs.items()}):
+                    results.append(whole(part, *args, **kwargs))
+        return torch.cat(results) if len(results) > 1 else results[0]
+
+    return forward
 
 
 def _is_plain(layer: Any, name: str) -> bool:
     """Whether an adapter adds `B A x` to the layer's output and nothing else."""
     return name in getattr(layer, "lora_A", {}) and name not in layer.lora_variant and not layer.lora_bias.get(name)
-
-
-def _scale_rows(scales: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
-    def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        rows = output.unflatten(0, (len(scales), -1))
-        return (rows * scales.to(output.dtype).view(-1, *[1] * output.ndim)).flatten(0, 1)
-
-    return hook
-
-
-def _in_two_calls(
-    layer: Any, forward: Callable[..., Tensor], pairs: Mapping[str, tuple[float, float]], ways: Sequence[Tensor]
-) -> Callable[..., Tensor]:
-    """The layer's forward for adapters of any kind: the rows of either direction apart, each with its own scales."""
-    home = torch.cat(list(ways)).argsort()
-
-    def split(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows = inputs.unflatten(0, (len(home), -1))
-        parts = []
-        for way, numbers in enumerate(ways):
-            if len(numbers):
-                with _acting(layer, {name: pair[way] for name, pair in pairs.items()}):
-                    part = forward(rows[numbers].flatten(0, 1), *args, **kwargs)
-                parts.append(part.unflatten(0, (len(numbers), -1)))
-        return torch.cat(parts)[home].flatten(0, 1)
-
-    return split
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class TwoUNets(nn.Module):
         super().__init__()
         self.forward_unet = forward_unet
         self.backward_unet = backward_unet
-        self._backward_rows: Tensor | None = None
+        self._rows: tuple[int, int] | None = None
 
     @property
     def config(self) -> Any:
@@ -46,13 +46,13 @@ class TwoUNets(nn.Module):
         return self.forward_unet.device
 
     @contextmanager
-    def rows(self, backward: Tensor) -> Iterator[None]:
-        """Inside the block, `backward` (`[B]` bool) says for each row which UNet it goes through."""
-        self._backward_rows = backward
+    def rows(self, forward: int, backward: int) -> Iterator[None]:
+        """Inside the block, so many rows of a batch go through the first, and so many after them through the second."""
+        self._rows = (forward, backward)
         try:
             yield
         finally:
-            self._backward_rows = None
+            self._rows = None
 
     def forward(
         self,
@@ -67,19 +67,15 @@ class TwoUNets(nn.Module):
         Raises:
             RuntimeError: outside of `rows`.
         """
-        if self._backward_rows is None:
+        if self._rows is None:
             raise RuntimeError("two UNets need to be told which rows run backward: call them inside `on_halves`.")
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        output = torch.empty(0)
-        for unet, chosen in ((self.forward_unet, ~self._backward_rows), (self.backward_unet, self._backward_rows)):
-            if chosen.any():
-                part = unet(
-                    sample[chosen], timesteps[chosen], encoder_hidden_states[chosen], added_time_ids[chosen],
-                    return_dict=False,
-                )[0]  # fmt: skip
-                if not len(output):
-                    output = part.new_empty(len(sample), *part.shape[1:])
-                output[chosen] = part
+        inputs = (one.split(self._rows) for one in (sample, timesteps, encoder_hidden_states, added_time_ids))
+        output = torch.cat([
+            unet(*rows, return_dict=False)[0]
+            for unet, rows in zip((self.forward_unet, self.backward_unet), zip(*inputs))
+            if len(rows[0])
+        ])  # fmt: skip
         if not return_dict:
             return (output,)
         from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput

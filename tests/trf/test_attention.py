@@ -5,11 +5,12 @@ import pytest
 import torch
 from diffusers.models.attention import TemporalBasicTransformerBlock
 
-from trfpp.trf.attention import RotatedAttention, _value_of_one_token, attend_to_one_token, rotated_attention
+from trfpp.trf.attention import _value_of_one_token, attend_rotated, attend_to_one_token, rotated_attention
 from trfpp.trf.base import load_component
 from trfpp.trf.patch import inject_patch
 
-BACKWARD = torch.tensor([False, False, True, True])
+TWO = 2
+"""Rows a half."""
 PIXELS, FRAMES = 6, 5
 
 
@@ -25,9 +26,7 @@ def attention(unet):
 
 @pytest.fixture
 def hidden(attention):
-    return torch.randn(
-        len(BACKWARD) * PIXELS, FRAMES, attention.to_q.in_features, generator=torch.Generator().manual_seed(0)
-    )
+    return torch.randn(2 * TWO * PIXELS, FRAMES, attention.to_q.in_features, generator=torch.Generator().manual_seed(0))
 
 
 def heads(attention, tensor):
@@ -41,7 +40,7 @@ def test_it_is_the_forward_map_turned_by_180_degrees(attention, hidden):
     maps = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
     values = heads(attention, attention.to_v(backward))
     expected = attention.to_out[0]((maps.flip(-1, -2) @ values).transpose(1, 2).flatten(2))
-    ours = RotatedAttention(BACKWARD)(attention, hidden)
+    ours = attend_rotated(attention, hidden)
     torch.testing.assert_close(ours[len(backward) :], expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours[: len(forward)], attention(forward), rtol=1e-5, atol=1e-6)
     assert float((ours - attention(hidden))[len(backward) :].norm() / expected.norm()) > 0.01
@@ -52,23 +51,14 @@ def test_of_a_film_and_its_reverse_nothing_changes(attention, hidden):
     """Attention commutes with reversal, so the rotated map is then the backward film's own."""
     forward = hidden.chunk(2)[0]
     both = torch.cat([forward, forward.flip(1)])
-    ours = RotatedAttention(BACKWARD)(attention, both)
+    ours = attend_rotated(attention, both)
     torch.testing.assert_close(ours, attention(both), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours[len(forward) :].flip(1), ours[: len(forward)], rtol=1e-5, atol=1e-6)
 
 
-@torch.no_grad()
-def test_rows_in_any_order_belong_together_by_their_number(attention, hidden):
-    order = torch.tensor([2, 0, 3, 1])  # backward, forward, backward, forward
-    mixed = hidden.unflatten(0, (4, -1))[order].flatten(0, 1)
-    ours = RotatedAttention(BACKWARD[order])(attention, mixed).unflatten(0, (4, -1))
-    plain = RotatedAttention(BACKWARD)(attention, hidden).unflatten(0, (4, -1))
-    torch.testing.assert_close(ours, plain[order], rtol=1e-5, atol=1e-6)
-
-
 def test_gradients_of_backward_rows_stay_out_of_the_forward_queries(attention, hidden):
     hidden = hidden.requires_grad_()
-    ours = RotatedAttention(BACKWARD)(attention, hidden)
+    ours = attend_rotated(attention, hidden)
     ours[len(ours) // 2 :].sum().backward()
     forward, backward = hidden.grad.chunk(2)
     assert not forward.any()
@@ -80,18 +70,18 @@ def test_in_the_unet_only_the_backward_rows_change_and_nothing_stays(unet):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
-        return torch.randn(len(BACKWARD), *shape, generator=generator)
+        return torch.randn(2 * TWO, *shape, generator=generator)
 
     rows = normal(5, 8, 8, 12), normal(), normal(1, 32), 20 * normal(3).abs()
     usual = unet(*rows).sample
-    with rotated_attention(unet, BACKWARD):
+    with rotated_attention(unet, TWO, TWO):
         rotated = unet(*rows).sample
     assert torch.equal(unet(*rows).sample, usual)
     torch.testing.assert_close(rotated[:2], usual[:2], rtol=1e-4, atol=1e-5)
     assert float((rotated - usual)[2:].norm() / usual[2:].norm()) > 1e-3
     with (
         pytest.raises(ValueError, match="rows of both directions in one UNet call"),
-        rotated_attention(unet, torch.tensor([True, True])),
+        rotated_attention(unet, 0, 2),
     ):
         pass
 

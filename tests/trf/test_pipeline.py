@@ -180,12 +180,9 @@ def apart(tiny_model, monkeypatch):
             add_adapter(unet, LoraConfig.from_pretrained(str(folder / part)), state, "it")
 
         def forward(sample, timestep, context, added_time_ids, return_dict):
-            backward = torch.tensor([False, True]).repeat_interleave(pairs).repeat(2 if guidance else 1)
-            assert len(sample) == len(backward)
-            v = torch.empty(len(sample), *sample.shape[1:2], 4, *sample.shape[3:])
-            for unet, rows in zip(halves, (~backward, backward)):
-                v[rows] = unet(sample[rows], timestep, context[rows], added_time_ids[rows], return_dict=False)[0]
-            return (v,)
+            assert len(sample) == 2 * pairs * (2 if guidance else 1)
+            parts = zip(halves, *(rows.chunk(2) for rows in (sample, context, added_time_ids)))
+            return (torch.cat([unet(own, timestep, *told, return_dict=False)[0] for unet, own, *told in parts]),)
 
         monkeypatch.setattr(pipe.unet, "forward", forward)
 
@@ -399,8 +396,7 @@ def test_a_patch_with_rotated_attention_is_sampled_so(clean, make_patch):
     )
     clean.load_patch(plain)
     usual = latents(clean, picture(0), picture(1), generator=seeded(5), **draws)
-    backward = torch.tensor([False, True]).repeat(2)  # forward and backward, without and with conditions
-    with rotated_attention(clean.unet, backward):
+    with rotated_attention(clean.unet, 2, 2):  # forward and backward, each without and with conditions
         expected = latents(clean, picture(0), picture(1), generator=seeded(5), **draws)
     clean.unload_patches()
     clean.load_patch(turned)

@@ -9,7 +9,8 @@ from trfpp.trf.base import load_component
 from trfpp.trf.halves import on_halves
 from trfpp.trf.two_unets import BACKWARD_FOLDER, TwoUNets
 
-BACKWARD = torch.tensor([False, True, True, False])
+FORWARD, BACKWARD = slice(0, 1), slice(1, 4)
+"""Rows of either direction."""
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def rows():
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape):
-        return torch.randn(len(BACKWARD), *shape, generator=generator)
+        return torch.randn(4, *shape, generator=generator)
 
     return [normal(3, 8, 8, 12), normal(), normal(1, 32), 20 * normal(3).abs()]
 
@@ -38,10 +39,10 @@ def test_one_call_equals_two(unets, rows, timestep):
     if timestep == "of all":
         rows[1] = torch.tensor(0.7)
     both = TwoUNets(*unets)
-    with on_halves(both, BACKWARD):
+    with on_halves(both, 1, 3):
         together = both(*rows).sample
         assert torch.equal(both(*rows, return_dict=False)[0], together)
-    for unet, chosen in zip(unets, (~BACKWARD, BACKWARD)):
+    for unet, chosen in zip(unets, (FORWARD, BACKWARD)):
         part = unet(*(tensor[chosen] if tensor.ndim else tensor for tensor in rows)).sample
         assert torch.equal(together[chosen], part)
     assert not torch.allclose(unets[0](*rows).sample[BACKWARD], together[BACKWARD], rtol=0.01)
@@ -50,13 +51,13 @@ def test_one_call_equals_two(unets, rows, timestep):
 @torch.no_grad()
 def test_rows_of_one_direction_need_one_unet(unets, rows):
     both = TwoUNets(*unets)
-    with on_halves(both, torch.ones(4, dtype=torch.bool)):
+    with on_halves(both, 0, 4):
         assert torch.equal(both(*rows).sample, unets[1](*rows).sample)
 
 
 def test_it_must_be_told_the_rows(unets, rows):
     both = TwoUNets(*unets)
-    with on_halves(both, BACKWARD):
+    with on_halves(both, 1, 3):
         pass
     with pytest.raises(RuntimeError, match="inside `on_halves`"):
         both(*rows)
