@@ -129,10 +129,10 @@ class SamplerOverrides(Settings):
     """Frames of the video, both bounds included."""
     num_inference_steps: Positive | None = None
     """Denoising steps."""
-    fps: Annotated[float, Field(gt=0)] | None = None
-    """Frames per second, told to the model and used for the file."""
-    motion_bucket_id: Annotated[float, Field(ge=0, le=255)] | None = None
-    """Amount of motion asked of the model, 0 to 255."""
+    fps: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    """Frames per second, told to the model and used for the file; auto: what the patch's clips say of such a pair."""
+    motion_bucket_id: Annotated[float, Field(ge=0, le=255)] | Literal["auto"] | None = None
+    """Amount of motion asked of the model, 0 to 255; auto: what the patch's clips say of such a pair."""
     noise_aug_strength: Annotated[float, Field(ge=0)] | None = None
     """Noise on the bounds, in units of [-1, 1] pixels."""
     min_guidance_scale: float | None = None
@@ -150,6 +150,11 @@ class SamplerOverrides(Settings):
     sampler: Literal["trf", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"] | None = None
     """trf; trf-reference: the release's exact behaviour; gi: Generative Inbetweening; vibid: ViBiDSampler; mpd-seq and
     mpd-par: MPD."""
+
+    @property
+    def measured(self) -> list[str]:
+        """The settings that are to be measured of each pair."""
+        return [name for name in ("fps", "motion_bucket_id") if getattr(self, name) == "auto"]
 
 
 class SamplingConfig(OnPatch):
@@ -259,6 +264,8 @@ class EvaluateConfig(SamplingConfig):
 
     @model_validator(mode="after")
     def _one_maker(self) -> EvaluateConfig:
+        if self.baseline is not None and self.sampler.measured:
+            raise ValueError(f"sampler.{self.sampler.measured[0]}=auto is for what is sampled, not for a baseline")
         if self.baseline is not None and (self.reconstruct or self.model or self.patches):
             raise ValueError("a baseline needs no model: give baseline, or reconstruct, or a model with patches")
         if self.reconstruct and self.patches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .schema import Positive, SamplerOverrides, Settings
 from .training import LoraSettings, ObjectiveSettings, OptimSettings
@@ -126,3 +126,9 @@ class StudyConfig(Settings):
     """Folder of report.md and its figures; by default `report` in the output folder."""
     dry_run: bool = False
     """Print the runs with what they need and cost, and stop."""
+
+    @model_validator(mode="after")
+    def _nothing_measured(self) -> StudyConfig:
+        if self.sampler.measured:
+            raise ValueError(f"sampler.{self.sampler.measured[0]}=auto: bases and baselines have no calibration")
+        return self

@@ -196,6 +196,11 @@ class TrainConfig(OnModel):
                 "compile is for one direction at a time, without rotated_attention, with lora.kind=lora and "
                 "lora.init=plain, and without quantization; leave it out"
             )
+        if self.sampler.measured:
+            raise ValueError(
+                f"sampler.{self.sampler.measured[0]}=auto: a card recommends numbers, and holds what it takes to "
+                "measure without being asked; give auto to trfpp infer"
+            )
         if self.validation.best == "loss_fused" and self.direction != "both":
             raise ValueError("validation.best=loss_fused is about two adapters; set direction=both")
         if optim.name == "prodigy" and optim.lr < 0.1:

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..trf.replace import replacing
+from .calibration import distance
 from .clips import Window
 from .frames import fit
 from .motion import motion_bucket, motion_score, statistics
@@ -39,6 +40,8 @@ FEATURES = datasets.Features(
         "fps": datasets.Value("float64"),
         "motion_score": datasets.Value("float64"),
         "motion_bucket": datasets.Value("float64"),
+        "bound_flow": datasets.Value("float64"),
+        "bound_difference": datasets.Value("float64"),
         "height": datasets.Value("int32"),
         "width": datasets.Value("int32"),
         "frames": datasets.Sequence(datasets.Image()),
@@ -204,6 +207,7 @@ def _rows(
 def _row(name: str, window: Window, frames: np.ndarray, score: float, image_format: str) -> dict[str, Any]:
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(name).stem).strip("_-") or "clip"
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    flow, difference = distance(frames[0], frames[-1])
     return {
         "clip_id": f"{stem[:60]}-{digest}-{window.indices[0]:06d}",
         "video": name,
@@ -214,6 +218,8 @@ def _row(name: str, window: Window, frames: np.ndarray, score: float, image_form
         "fps": window.fps,
         "motion_score": score,
         "motion_bucket": motion_bucket(score),
+        "bound_flow": flow,
+        "bound_difference": difference,
         "height": frames.shape[1],
         "width": frames.shape[2],
         "frames": [{"bytes": _encoded(frame, image_format), "path": None} for frame in frames],

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,11 @@ from diffusers import AutoencoderKLTemporalDecoder
 from tqdm.auto import tqdm
 
 from ..data_prep.bounds import Pair, read_manifest
-from ..data_prep.frames import fit_image, load_image
+from ..data_prep.calibration import distance, estimate
+from ..data_prep.frames import FitMode, fit_image, load_image
 from ..data_prep.writing import write_frames, write_video
 from ..trf.base import empty_unet, load_config
+from ..trf.patch import Calibration
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.replace import replacing
 from ..trf.schedule import unet_calls
@@ -65,9 +68,9 @@ def generate(config: InferConfig) -> list[Path]:
     """Generate every pair that is not there yet.
 
     A sampler setting comes from the command line, else from the manifest, else from the patch card, else from the
-    model, else it is that of TRF's release. A seed in the manifest is that pair's own and goes before `seed`. Each pair
-    starts a new generator from its seed, on the CPU, so that a result depends neither on the order of the pairs nor on
-    the device's random numbers.
+    model, else it is that of TRF's release; `auto` on the command line is measured of each pair. A seed in the manifest
+    is that pair's own and goes before `seed`. Each pair starts a new generator from its seed, on the CPU, so that a
+    result depends neither on the order of the pairs nor on the device's random numbers.
 
     A pair that cannot be generated does not keep the rest from going on. What is finished stays when the run is
     interrupted.
@@ -83,21 +86,21 @@ def generate(config: InferConfig) -> list[Path]:
     config = on_its_model(config)
     print(f"model: {config.model}")
     outline = outline_of(config)
-    jobs = _jobs(config, outline)
-    from_card = [name for name, source in jobs[0].sources.items() if source == "patch card"]
-    if from_card:
-        print("from the patch card:", ", ".join(f"{name}={asdict(jobs[0].settings)[name]}" for name in from_card))
+    pairs = _pairs(config)
+    failures: dict[str, str] = {}
+    for pair in pairs:  # before the weights are loaded, which takes long
+        try:
+            for image in {pair.start, pair.end}:
+                load_image(image)
+        except ValueError as error:
+            failures[pair.id] = str(error)
+    jobs = _jobs(config, outline, [pair for pair in pairs if pair.id not in failures])
+    for job in jobs[:1]:
+        if from_card := _from(job, "patch card"):
+            print("from the patch card:", ", ".join(from_card))
 
     patches_sha256 = [patch_sha256(folder) for folder in config.patches]
     folders: list[Path] = []
-    failures: dict[str, str] = {}
-    for job in jobs:  # before the weights are loaded, which takes long
-        try:
-            for image in {job.pair.start, job.pair.end}:
-                load_image(image)
-        except ValueError as error:
-            failures[job.pair.id] = str(error)
-    jobs = [job for job in jobs if job.pair.id not in failures]
     pipe = None if all(job.done for job in jobs) else load_pipeline(config)
     for job in tqdm(jobs, desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None):
         try:
@@ -109,6 +112,8 @@ def generate(config: InferConfig) -> list[Path]:
                     )
             else:
                 assert pipe is not None
+                if found := _from(job, "measured"):
+                    tqdm.write(f"{job.pair.id}: measured {', '.join(found)}")
                 _generate_one(pipe, config, job, patches_sha256)
             folders.append(job.folder)
         except ValueError as error:
@@ -132,18 +137,20 @@ def plan(config: InferConfig) -> str:
     """
     config = on_its_model(config)
     outline = outline_of(config)
-    jobs = _jobs(config, outline)
+    jobs = _jobs(config, outline, _pairs(config))
     lines = [f"model: {config.model} on {device_of(config)}, {dtype_name(config)}"]
     for (folder, scale), card in zip(patches_of(config), outline.cards.values()):
         shown = f"{scale[0]:g} forward, {scale[1]:g} backward" if isinstance(scale, tuple) else f"{scale:g}"
         lines.append(f"patch: {folder} at {shown}" + (f" ({card.domain})" if card.domain else ""))
     settings, sources = settings_of(config, outline)
     lines.append("sampler:")
-    lines += [f"  {name} = {value} ({sources[name]})" for name, value in asdict(settings).items()]
+    lines += [
+        f"  {name} = measured of each pair" if sources[name] == "measured" else f"  {name} = {value} ({sources[name]})"
+        for name, value in asdict(settings).items()
+    ]
     lines.append(f"pairs: {len(jobs)}, of which {sum(job.done for job in jobs)} are there already")
     for job in jobs:
-        own = [f"{name}={asdict(job.settings)[name]}" for name, source in job.sources.items() if source == "manifest"]
-        details = ", ".join([f"seed={job.seed}", *own])
+        details = ", ".join([f"seed={job.seed}", *_from(job, "manifest"), *_from(job, "measured")])
         calls = unet_calls(STRATEGIES[job.settings.sampler].plan(job.settings))
         state = "there already" if job.done else f"{calls} UNet calls"
         lines.append(f"  {job.pair.id}: {job.pair.start} to {job.pair.end}, {details}: {state}")
@@ -202,15 +209,54 @@ def settings_of(
     config: SamplingConfig, pipe: TimeReversalFusionPipeline, pair: Pair | None = None
 ) -> tuple[SamplerSettings, dict[str, str]]:
     """Sampler settings, of one pair if given, and where each came from: see `generate`."""
-    caller = {name: value for name, value in config.sampler.model_dump().items() if value is not None}
-    own = {name: getattr(pair, name) for name in PAIR_SETTINGS if pair and getattr(pair, name) is not None}
+    auto = config.sampler.measured
+    caller = {name: value for name, value in config.sampler.model_dump(exclude={*auto}).items() if value is not None}
+    own = {name: getattr(pair, name) for name in PAIR_SETTINGS if pair and name not in auto}
+    own = {name: value for name, value in own.items() if value is not None}
     settings, sources = resolve({**own, **caller}, pipe.recommended, pipe.native)
-    return settings, {**sources, **dict.fromkeys(own.keys() - caller.keys(), "manifest")}
+    sources |= dict.fromkeys(own.keys() - caller.keys(), "manifest")
+    if not auto:
+        return settings, sources
+    if pipe.calibration is None:
+        raise ValueError(
+            f"sampler.{auto[0]}=auto: no patch is loaded whose card holds a calibration (patches trained by this "
+            "version have one if their clips moved); give a number."
+        )
+    if pair is not None:
+        settings = measured(pair, settings, auto, pipe.calibration, config.fit)
+    return settings, sources | dict.fromkeys(auto, "measured")
 
 
-def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline) -> list[Job]:
+def measured(
+    pair: Pair, settings: SamplerSettings, names: Collection[str], calibration: Calibration, fit: FitMode
+) -> SamplerSettings:
+    """Settings of a pair, `fps` and `motion_bucket_id` as its images and the patch's clips have it, where asked for.
+
+    Raises:
+        ValueError: for an image that cannot be read.
+    """
+    start, end = (
+        np.asarray(fit_image(load_image(path), settings.height, settings.width, fit))
+        for path in (pair.start, pair.end)
+    )  # fmt: skip
+    known = None if "fps" in names else settings.fps
+    fps, bucket = estimate(calibration, distance(start, end), settings.num_frames, known)
+    return replace(
+        settings,
+        fps=round(fps, 2) if "fps" in names else settings.fps,
+        motion_bucket_id=round(bucket, 1) if "motion_bucket_id" in names else settings.motion_bucket_id,
+    )
+
+
+def _from(job: Job, source: str) -> list[str]:
+    """The settings of a job that come from there, as `name=value`."""
+    values = asdict(job.settings)
+    return [f"{name}={values[name]}" for name, own in job.sources.items() if own == source]
+
+
+def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline, pairs: Sequence[Pair]) -> list[Job]:
     jobs = []
-    for pair in _pairs(config):
+    for pair in pairs:
         settings, sources = settings_of(config, pipe, pair)
         pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
         folder = config.output / pair.id

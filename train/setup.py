@@ -19,6 +19,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
+from ..data_prep.calibration import calibrate
 from ..data_prep.dataset import load_clips
 from ..data_prep.latents import CacheKey, build_cache, finish_cache
 from ..data_prep.motion import statistics
@@ -148,6 +149,12 @@ def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -
         num_frames=plan.num_frames,
         fps=round(float(np.median(clips["fps"])), 3),
         motion=statistics(clips["motion_score"], clips["motion_bucket"]),
+        calibration=calibrate(
+            list(zip(clips["bound_flow"], clips["bound_difference"])),
+            clips["motion_score"],
+            clips["fps"],
+            [len(indices) for indices in clips["frame_indices"]],
+        ),
         sampler=config.sampler.model_dump(exclude_none=True),
         training_digest=hashlib.sha256(resolved.encode()).hexdigest(),
     )

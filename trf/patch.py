@@ -61,6 +61,24 @@ class MotionStatistics(BaseModel):
     motion_bucket_median: float = Field(description="Median motion bucket the clips were trained with, 0 to 255.")
 
 
+class Calibration(BaseModel):
+    """What the distance of two bounds says of the film between them, by the training clips.
+
+    See `data_prep.calibration`. A line is a constant and a slope for each logarithm of the two distances: of the
+    optical flow and of the difference.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    clips: int = Field(description="Number of clips it was fitted on.")
+    nearest: tuple[float, float] = Field(description="Logarithms of the smallest distances among them.")
+    farthest: tuple[float, float] = Field(description="Logarithms of the largest distances.")
+    way: tuple[float, float, float] = Field(description="Line of ln(percent of the diagonal that a clip moves in all).")
+    way_explained: float = Field(description="Share of that logarithm's variance it explains, cross-validated.")
+    fps: tuple[float, float, float] = Field(description="Line of ln(frames per second).")
+    fps_explained: float = Field(description="Share of that logarithm's variance it explains, cross-validated.")
+
+
 class PatchCard(BaseModel):
     """What a patch is for and how to use it; `patch.json`."""
 
@@ -80,6 +98,7 @@ class PatchCard(BaseModel):
     num_frames: int = Field(description="Frames of a training clip.")
     fps: float = Field(description="Median measured frames per second of the training clips.")
     motion: MotionStatistics | None = Field(None, description="Measured motion of the training clips.")
+    calibration: Calibration | None = Field(None, description="For fps and motion bucket measured of a pair of bounds.")
     sampler: dict[str, Any] = Field(default_factory=dict, description="Recommended sampler settings.")
     training_steps: int = Field(0, description="Optimizer steps trained.")
     training_digest: str = Field("", description="SHA-256 of the resolved training configuration.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import adapters
 from .adapters import Scale
-from .patch import PatchCard, adapter_scales, adapters_of, load_patch
+from .patch import Calibration, PatchCard, adapter_scales, adapters_of, load_patch
 
 
 class PatchesMixin:
@@ -106,3 +106,9 @@ class PatchesMixin:
                     recommended["motion_bucket_id"] = card.motion.motion_bucket_median
                 recommended |= card.sampler
         return recommended
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the active patches' cards know of fps and motion for a pair; of several, the one loaded last decides."""
+        known = [card.calibration for name in self.patch_scales if (card := self.cards.get(name))]
+        return next((one for one in reversed(known) if one is not None), None)

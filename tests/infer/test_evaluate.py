@@ -265,6 +265,7 @@ def test_what_cannot_be_measured_is_said_before_weights_are_loaded(settings, wor
     [
         ({"baseline": "cross_fade", "model": "m"}, "a baseline needs no model"),
         ({"baseline": "cross_fade", "reconstruct": True}, "a baseline needs no model"),
+        ({"baseline": "cross_fade", "sampler": {"motion_bucket_id": "auto"}}, "is for what is sampled"),
         ({"reconstruct": True, "patches": ["p"]}, "which no patch changes"),
         ({"scales": [1.0, 2.0]}, "2 scales for 0 patches"),
     ],

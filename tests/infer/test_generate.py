@@ -3,6 +3,7 @@ the bit, and what happens to bad pairs, results that are there and interrupted r
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 
 from trfpp.configs.load import command_line
 from trfpp.configs.schema import InferConfig, SamplerOverrides
+from trfpp.data_prep.motion import motion_bucket
 from trfpp.infer import generate as generating
 from trfpp.infer.generate import PairsFailed, generate, load_pipeline, plan
 from trfpp.trf.settings import resolve
@@ -234,6 +236,53 @@ def test_the_command_line_goes_before_the_manifest_and_that_before_the_card(sett
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("from the patch card"))
     assert "noise_scale_ratio=0.9" in said
     assert "fps" not in said
+
+
+CALIBRATION = {
+    "clips": 40, "nearest": (-7.0, -7.0), "farthest": (5.0, 0.0), "way": (1.0, 0.1, 0.0), "way_explained": 0.5,
+    "fps": (2.0, 0.0, 0.0), "fps_explained": 0.0,
+}  # fmt: skip
+"""A way of e % of the diagonal, longer with the flow, at e^2 frames per second."""
+
+
+def test_fps_and_motion_are_measured_where_asked_for(settings, make_patch, images, capsys):
+    rows = [{"id": "near", "loop": "a.png", "fps": 20}, {"id": "far", "start": "a.png", "end": "b.png", "fps": 20}]
+    sampler = SamplerOverrides(num_inference_steps=1, motion_bucket_id="auto")
+    config = settings(patches=[make_patch(calibration=CALIBRATION)], manifest=manifest(images, *rows), sampler=sampler)
+    text = plan(config)
+    assert "motion_bucket_id = measured of each pair" in text
+    near, far = (record(folder) for folder in generate(config))
+    buckets = [one["config"]["sampler"]["motion_bucket_id"] for one in (near, far)]
+    assert buckets[0] == round(motion_bucket(math.exp(1 + 0.1 * math.log(1e-3)) * 20 / 3), 1)  # four frames
+    assert buckets[1] > buckets[0]
+    assert f"seed=42, fps=20.0, motion_bucket_id={buckets[1]}: 2 UNet calls" in text
+    assert far["sources"]["motion_bucket_id"] == "measured"
+    assert (far["config"]["sampler"]["fps"], far["sources"]["fps"]) == (20, "manifest")
+    assert f"far: measured motion_bucket_id={buckets[1]}" in capsys.readouterr().out
+
+    both = config.model_copy(update={"sampler": sampler.model_copy(update={"fps": "auto"}), "overwrite": True})
+    far = record(generate(both)[1])
+    assert far["config"]["sampler"]["fps"] == 7.39
+    assert far["sources"]["fps"] == "measured"
+
+
+def test_measuring_needs_a_patch_that_knows_how(settings, make_patch):
+    sampler = SMALL.model_copy(update={"fps": "auto"})
+    with pytest.raises(ValueError, match=r"sampler.fps=auto: no patch is loaded whose card holds a calibration"):
+        generate(settings(sampler=sampler, patches=[make_patch()]))
+
+
+def test_measuring_fails_for_a_bad_image_alone(settings, make_patch, images):
+    (images / "bad.png").write_bytes(b"no image")
+    rows = [{"start": "bad.png", "end": "b.png"}, {"start": "a.png", "end": "b.png"}]
+    config = settings(
+        patches=[make_patch(calibration=CALIBRATION)],
+        manifest=manifest(images, *rows),
+        sampler=SMALL.model_copy(update={"motion_bucket_id": "auto"}),
+    )
+    with pytest.raises(PairsFailed, match="1 of 2 pairs failed") as failed:
+        generate(config)
+    assert len(failed.value.folders) == 1
 
 
 def test_a_result_is_kept_unless_overwritten(settings, capsys):

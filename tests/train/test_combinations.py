@@ -115,6 +115,7 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
         ({"validation": {"best": "loss_fused"}}, "set direction=both"),
         ({"objective": {"alternate_directions": True}, "direction": "either"}, "set direction=both"),
         ({"objective": {"rotated_attention": True}}, "set direction=backward or both"),
+        ({"sampler": {"fps": "auto"}}, "sampler.fps=auto: a card recommends numbers"),
         (
             {"objective": {"rotated_attention": True, "alternate_directions": True}, "direction": "both"},
             "needs both directions in one call",

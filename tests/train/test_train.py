@@ -74,6 +74,7 @@ def test_a_run_leaves_a_patch_a_log_pictures_and_its_settings(config, train_here
     assert card.fps == pytest.approx(median(load_clips(run.data, "train")["fps"]), abs=1e-3)
     assert card.motion is not None
     assert card.motion.motion_bucket_median > 0
+    assert card.calibration is None  # so few clips say nothing
     assert {"train loss", "validation loss", "validation inner_psnr"} <= card.metrics.keys()
     assert all(float(value.abs().max()) > 0 for key, value in weights(patch).items() if "lora_B" in key)
 
