@@ -140,6 +140,8 @@ class TrainConfig(OnModel):
     of linear layers and convolutions. They are widened for every use: less memory, more time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    feed_forward_chunks: Positive = 1
+    """Do the widest layers in so many parts, each recomputed by itself: less memory, more time."""
     compile: bool = False
     """Compile the UNet's transformer blocks: slower first steps, faster from there on. Needs a C++ compiler."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -179,6 +181,8 @@ class TrainConfig(OnModel):
         if self.quantization == "int8" and kind == "dora":
             raise ValueError("lora.kind=dora needs the norm of the weights, which int8 cannot give; choose nf4 or fp8")
         self._can_start()
+        if optim.name == "prodigy" and optim.lora_plus != 1:
+            raise ValueError("optim.name=prodigy has one rate for all; leave optim.lora_plus out, or choose adamw")
         objective = self.objective
         if (objective.fusion or objective.alternate_directions) and self.direction != "both":
             raise ValueError("objective.fusion and alternate_directions are about two adapters; set direction=both")
@@ -190,11 +194,12 @@ class TrainConfig(OnModel):
             self.direction == "both"
             or objective.rotated_attention
             or (kind, self.lora.init) != ("lora", "plain")
+            or self.feed_forward_chunks > 1
             or self.quantization is not None
         ):
             raise ValueError(
                 "compile is for one direction at a time, without rotated_attention, with lora.kind=lora and "
-                "lora.init=plain, and without quantization; leave it out"
+                "lora.init=plain, without quantization and feed_forward_chunks; leave it out"
             )
         if self.sampler.measured:
             raise ValueError(

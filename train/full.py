@@ -35,7 +35,8 @@ MODEL_FOLDER = "model"
 Way = Literal["forward", "backward"]
 ONLY: dict[str, Any] = {
     "direction": "both", "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "no",
-    "quantization": None, "ema": 0.0, "start_from": None, "on_nonfinite": "stop",
+    "quantization": None, "ema": 0.0, "start_from": None, "on_nonfinite": "stop", "compile": False,
+    "feed_forward_chunks": 1,
     "optim.name": "adamw", "optim.schedule": "cosine", "optim.lora_plus": 1.0,
     "objective.fusion": 0.0, "objective.alternate_directions": False, "objective.rotated_attention": False,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ from ..trf.patch import inject_patch
 from ..trf.quantization import narrowed_layers, narrowed_size, quantize
 from .data import Sample
 from .objective import Objective
-from .recompute import recompute_activations
+from .recompute import chunk_feed_forward, recompute_activations
 
 if TYPE_CHECKING:
     from ..configs.training import TrainConfig
@@ -124,8 +124,13 @@ def estimate(
     def kernels() -> Kernels:
         return Kernels(low, device, narrow)
 
+    def again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), kernels()
+
+    if config.feed_forward_chunks > 1:
+        chunk_feed_forward(unet, config.feed_forward_chunks, again)
     if config.gradient_checkpointing:
-        recompute_activations(unet, lambda: (nullcontext(), kernels()))
+        recompute_activations(unet, again)
     unet.train()
     trained = sum(one.nbytes for one in adapters)
     copies = 2 if num_processes > 1 else 1

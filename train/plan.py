@@ -92,7 +92,12 @@ def make_plan(config: TrainConfig, num_processes: int) -> Plan:
         *_start(config),
         f"base         {config.model}: {frozen:,} frozen parameters, "
         + (f"in {config.quantization}, " if config.quantization else "")
-        + f"precision {config.precision}",
+        + f"precision {config.precision}"
+        + (
+            ": WITHOUT gradient_checkpointing, SO WIDENED WEIGHTS ARE KEPT for the backward pass, more than fp8 saves"
+            if config.quantization == "fp8" and not config.gradient_checkpointing
+            else ""
+        ),
         f"optimizer    {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}, {ramp}",
         f"output       {config.output}: checkpoint every {config.checkpoint.every} steps, "
         + (f"validation every {config.validation.every}" if validated else "no validation"),

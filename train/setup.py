@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,13 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Precision, tracker and process group of a run."""
+    """Precision, tracker and process group of a run.
+
+    Raises:
+        ValueError: if Weights & Biases are asked for and not installed.
+    """
+    if config.wandb and find_spec("wandb") is None:  # accelerate would leave it out and say nothing
+        raise ValueError("wandb=true needs the package wandb: pip install wandb, or leave it out.")
     kind = ZeroAccelerator if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else Accelerator
     return kind(
         mixed_precision=config.precision,

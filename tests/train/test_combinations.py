@@ -14,7 +14,7 @@ from trfpp.configs.training import LoraSettings, OptimSettings, TrainConfig
 from trfpp.data_prep.latents import find_cache
 from trfpp.train.setup import make_validator
 from trfpp.trf.base import load_component
-from trfpp.trf.patch import load_patch, read_card, weight_files
+from trfpp.trf.patch import CARD_FILE, load_patch, read_card, weight_files
 from trfpp.trf.quantization import Quantization, quantize
 
 STEPS = 20
@@ -115,6 +115,7 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
         ({"validation": {"best": "loss_fused"}}, "set direction=both"),
         ({"objective": {"alternate_directions": True}, "direction": "either"}, "set direction=both"),
         ({"objective": {"rotated_attention": True}}, "set direction=backward or both"),
+        ({"optim": {"name": "prodigy", "lr": 1.0, "lora_plus": 16.0}}, "optim.name=prodigy has one rate for all"),
         ({"sampler": {"fps": "auto"}}, "sampler.fps=auto: a card recommends numbers"),
         (
             {"objective": {"rotated_attention": True, "alternate_directions": True}, "direction": "both"},
@@ -143,7 +144,15 @@ def test_a_warm_start_begins_where_the_other_run_ended(config, train_here):
     assert all(torch.equal(value, started[key]) for key, value in weights(patch).items())
     with pytest.raises(ValueError, match=r"not an adapter like the one to train, .* has to be"):
         train_here(config("other", start_from=patch, lora={"rank": 3}))
+    with pytest.raises(ValueError, match=r"not an adapter like the one to train, it has alpha 2.0, not 8.0. Give"):
+        train_here(config("stronger", start_from=patch, lora={"alpha": 8.0}))
+    with pytest.raises(ValueError, match="it has rslora False, not True"):
+        train_here(config("other strength", start_from=patch, lora={"rslora": True}))
     with pytest.raises(ValueError, match="of direction forward, not both"):
         train_here(config("turned", start_from=patch, direction="both"))
     with pytest.raises(FileNotFoundError, match="not a patch folder"):
         train_here(config("nowhere", start_from=patch.parent))
+    card = patch / CARD_FILE
+    card.write_text(card.read_text().replace('"rotated_attention": false', '"rotated_attention": true'))
+    with pytest.raises(ValueError, match=r"trained with objective\.rotated_attention=true; set it so"):
+        train_here(config("upright", start_from=patch))

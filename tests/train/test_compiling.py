@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -57,6 +58,20 @@ def test_losses_are_the_same_and_blocks_are_whole_graphs(tiny_model):
         assert 0 < counters["frames"]["ok"] == counters["frames"]["total"] < 8  # blocks of one shape share their code
 
 
+def test_every_shape_of_clips_is_compiled_for(tiny_model, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch._dynamo.reset()
+    unet = load_component(tiny_model, "unet").train()
+    inject_patch(unet, targets="all", rank=2, alpha=2.0)
+    shapes = [(frames, side) for frames in (3, 4, 5) for side in (8, 16)]
+    compile_blocks(unet, len(shapes))
+    for frames, side in shapes:
+        inputs = torch.zeros(1, frames, 8, side, side), torch.tensor(0.5), torch.zeros(1, 1, 32), torch.zeros(1, 3)
+        unet(*inputs).sample.mean().backward()
+
+
 def test_a_run_is_compiled_and_its_validation_is_not(config, train_here):
     shared = {"steps": 2, "log_every": 1, "direction": "backward", "objective": {"conditioning_dropout": 0.0}}
     validation = {"every": 2, "pairs": 1, "num_inference_steps": 1}
@@ -79,6 +94,7 @@ def test_a_run_is_compiled_and_its_validation_is_not(config, train_here):
         {"quantization": "nf4"},
         {"quantization": "int8"},
         {"quantization": "fp8"},
+        {"feed_forward_chunks": 2},
         {"lora": {"kind": "dora"}},
         {"lora": {"kind": "lokr"}},
     ],

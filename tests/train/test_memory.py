@@ -12,7 +12,7 @@ from trfpp.train.data import Sample
 from trfpp.train.memory import STATE_BYTES, estimate, optimizer_state_size
 from trfpp.train.objective import Objective
 from trfpp.train.optim import make_optimizer
-from trfpp.train.recompute import recompute_activations
+from trfpp.train.recompute import chunk_feed_forward, recompute_activations
 from trfpp.trf.attention import attend_to_one_token
 from trfpp.trf.base import load_component, load_config
 from trfpp.trf.patch import inject_patch
@@ -60,6 +60,8 @@ CASES = {
     "recomputed": {"gradient_checkpointing": True},
     "two rows": {"batch_size": 2, "lora": {"targets": "temporal", "rank": 2}},
     "both": {"direction": "both"},
+    "chunks": {"feed_forward_chunks": 3},
+    "both, recomputed, chunks": {"direction": "both", "gradient_checkpointing": True, "feed_forward_chunks": 2},
     "both, recomputed": {"direction": "both", "gradient_checkpointing": True},
     "alternating": {"direction": "both", "objective": {"alternate_directions": True}},
     "rotated": {"direction": "backward", "objective": {"rotated_attention": True}},
@@ -82,6 +84,8 @@ def test_a_step_takes_what_was_estimated(case, tiny_model, tmp_path):
         quantize(unet, config.quantization)
     inject_patch(unet, config.direction, **config.lora.model_dump(exclude={"init"}))
     attend_to_one_token(unet)
+    if config.feed_forward_chunks > 1:
+        chunk_feed_forward(unet, config.feed_forward_chunks)
     if config.gradient_checkpointing:
         recompute_activations(unet)
     unet.train()
@@ -123,6 +127,34 @@ def test_recomputing_temporal_blocks_too_changes_no_gradient(tiny_model, tmp_pat
             losses.total.backward()
         found.append([parameter.grad for parameter in own])
     assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_chunks_change_no_gradient_and_need_less(tiny_model, tmp_path, recomputed):
+    config = settings(tmp_path, direction="both", lora={"targets": "all"})
+    found = []
+    for chunks in (1, 3):  # of 5 frames and of 64 pixels: neither is a multiple
+        unet = load_component(tiny_model, "unet").train()
+        own = inject_patch(unet, "both", **config.lora.model_dump(exclude={"init"}))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in (one for parameters in own.values() for one in parameters):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        if chunks > 1:
+            chunk_feed_forward(unet, chunks)
+        if recomputed:
+            recompute_activations(unet)
+        rows = batch(config, torch.Generator().manual_seed(0))
+        with Objective(direction="both", dtype=torch.float32).losses(unet, unet, rows, 0) as losses:
+            losses.total.backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameters in own.values() for parameter in parameters]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-5
+    shape, model = (12, 4, 24, 24), load_config(tiny_model, "unet")
+    whole, parts = (
+        estimate(settings(tmp_path, gradient_checkpointing=recomputed, feed_forward_chunks=chunks), model, shape)
+        for chunks in (1, 6)
+    )
+    assert parts.activations + parts.transients < 0.85 * (whole.activations + whole.transients)
 
 
 def test_without_temporal_blocks_little_would_be_saved(tiny_model, tmp_path):
