@@ -177,7 +177,7 @@ class SamplingConfig(OnPatch):
     low_memory: bool = False
     """Four small UNet calls an iteration in place of one large one."""
     decode_chunk_size: Positive = 8
-    """Frames the VAE decodes at a time."""
+    """Frames the VAE decodes at a time, besides two neighbours on either side."""
 
     @model_validator(mode="after")
     def _scale_of_each_patch(self) -> SamplingConfig:

@@ -33,6 +33,9 @@ from .two_unets import BACKWARD_FOLDER, TwoUNets
 
 logger = logging.getLogger(__name__)
 
+DECODE_OVERLAP = 2
+"""Frames beyond a chunk that its decoding sees: with one the seams are half as strong as without, with two a sixth."""
+
 
 @dataclass
 class TimeReversalFusionOutput(BaseOutput):
@@ -126,16 +129,24 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         pixels = self.video_processor.preprocess(to_rgb(image), height=settings.height, width=settings.width).to(device)
         return encode_condition(pixels, self.vae) * self.vae.config.scaling_factor
 
-    def decode_latents(self, latents: Tensor, decode_chunk_size: int) -> Tensor:
-        """Frames `[B, F, 3, H, W]` in [-1, 1], float32, decoded `decode_chunk_size` frames at a time.
+    def decode_latents(self, latents: Tensor, decode_chunk_size: int, overlap: int = DECODE_OVERLAP) -> Tensor:
+        """Frames `[B, F, 3, H, W]` in [-1, 1], float32, `decode_chunk_size` of them at a time.
 
+        The decoder mixes neighbouring frames, so a chunk is decoded with its neighbours, which are then left out.
         In the VAE's own precision, as stock SVD decodes: `force_upcast` concerns its encoder.
+
+        Args:
+            latents: scaled, `[B, F, C, h, w]`.
+            decode_chunk_size: frames that come out at a time.
+            overlap: frames decoded beyond them on either side.
         """
         frames = []
-        for video in latents / self.vae.config.scaling_factor:
-            for chunk in video.split(decode_chunk_size):
-                decoded = self.vae.decode(chunk.to(self.vae.dtype), num_frames=chunk.shape[0]).sample
-                frames.append(decoded.float())
+        for video in (latents / self.vae.config.scaling_factor).to(self.vae.dtype):
+            for start in range(0, len(video), decode_chunk_size):
+                before = min(start, overlap)
+                chunk = video[start - before : start + decode_chunk_size + overlap]
+                decoded = self.vae.decode(chunk, num_frames=len(chunk)).sample
+                frames.append(decoded[before : before + decode_chunk_size].float())
         return torch.cat(frames).unflatten(0, latents.shape[:2])
 
     @torch.no_grad()
@@ -199,7 +210,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             renoise_noise: unit noise of the re-noising iterations in their order, `[number, B, F, C, h, w]`, in place
                 of draws.
             low_memory: forward passes of B rows each, in place of one of all rows of an iteration (4 B, guided).
-            decode_chunk_size: frames the VAE decodes at a time; 8 as in the release.
+            decode_chunk_size: frames the VAE decodes at a time, besides two neighbours on either side.
             output_type: `pil`, `np`, `pt` or `latent`.
             callback_on_step_end: called as `callback(pipe, iteration, timestep, {"latents": ...})` after every
                 iteration, re-noising ones included; may return replaced latents.
@@ -308,13 +319,13 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             x = sample(
                 denoise, latents * scheduler.init_noise_sigma, sigmas, plan, renoising,
                 weights=strategy.weights(settings.num_frames, device), bounds=clean, cfg_plus=strategy.cfg_plus,
-                noise_scale=settings.noise_scale_ratio, stale_scaling=strategy.stale_scaling, observe=observe,
+                noise_scale=settings.noise_scale_ratio, stale_scaling=strategy.as_released, observe=observe,
             )  # fmt: skip
 
         # 7. Decode
         frames: Any = x
         if output_type != "latent":
-            decoded = self.decode_latents(x, decode_chunk_size)
+            decoded = self.decode_latents(x, decode_chunk_size, 0 if strategy.as_released else DECODE_OVERLAP)
             frames = self.video_processor.postprocess_video(decoded.transpose(1, 2), output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:

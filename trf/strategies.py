@@ -31,8 +31,8 @@ class Strategy:
     """Step along the noise of the estimate without conditions, which is then needed even where nothing is guided."""
     rotated: bool = False
     """Rotate the temporal attention of the backward rows."""
-    stale_scaling: bool = False
-    """See `samplers.sample`."""
+    as_released: bool = False
+    """As TRF's release does it: with the defect of `samplers.sample`'s `stale_scaling`, and seams between chunks."""
 
 
 def _trf(settings: SamplerSettings) -> list[Iteration]:
@@ -43,7 +43,7 @@ def _trf(settings: SamplerSettings) -> list[Iteration]:
 
 STRATEGIES: Mapping[SamplerName, Strategy] = {
     "trf": Strategy(plan=_trf),
-    "trf-reference": Strategy(plan=_trf, stale_scaling=True),
+    "trf-reference": Strategy(plan=_trf, as_released=True),
     "gi": Strategy(plan=lambda own: gi_plan(own.num_inference_steps), weights=even_weights, rotated=True),
     "vibid": Strategy(plan=lambda own: vibid_plan(own.num_inference_steps), cfg_plus=True),
     "mpd-seq": Strategy(plan=lambda own: mpd_seq_plan(own.num_inference_steps), cfg_plus=True),

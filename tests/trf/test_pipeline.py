@@ -104,13 +104,20 @@ def test_output_types(pipe):
     assert 0 <= results["np"].min() <= results["np"].max() <= 1
 
 
-def test_decoding_in_chunks_keeps_frames_in_order(pipe):
-    arguments = {**SMALL, "num_inference_steps": 1, "output_type": "pt"}
-    one = pipe(picture(0), picture(1), generator=seeded(0), decode_chunk_size=1, **arguments).frames
-    latent = pipe(picture(0), picture(1), generator=seeded(0), **{**arguments, "output_type": "latent"}).frames
+def test_a_chunk_is_decoded_with_its_neighbours(pipe):
+    """All of them, and the frames are those of one decoding; none, and each is the frame alone, as in the release."""
+    arguments = {**SMALL, "num_inference_steps": 1, "decode_chunk_size": 1}
+    latent = latents(pipe, picture(0), picture(1), generator=seeded(0), **arguments)
+    whole = pipe.decode_latents(latent, 4)[0] / 2 + 0.5
+    near, apart = (
+        pipe(picture(0), picture(1), generator=seeded(0), sampler=sampler, output_type="pt", **arguments).frames[0]
+        for sampler in ("trf", "trf-reference")
+    )
     for frame in range(4):
         alone = pipe.decode_latents(latent[:, frame : frame + 1], 1)[0, 0] / 2 + 0.5
-        assert torch.allclose(one[0, frame], alone.clamp(0, 1), atol=1e-5)
+        assert torch.allclose(apart[frame], alone.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(pipe.decode_latents(latent, 1, overlap=3)[0] / 2 + 0.5, whole, atol=1e-5)
+    assert (near - whole.clamp(0, 1)).abs().mean() < 0.5 * (apart - whole.clamp(0, 1)).abs().mean()
 
 
 def test_without_guidance_there_is_no_unconditional_half(pipe):
