@@ -91,6 +91,26 @@ def attend_to_one_token(unet: Any) -> None:
             attention.processor = _value_of_one_token
 
 
+@contextmanager
+def one_token_attention(unet: Any) -> Iterator[None]:
+    """The same inside the block only, for all layers; those with a processor other than diffusers' usual keep it.
+
+    Args:
+        unet: as above, or `TwoUNets`.
+    """
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    layers = [block.attn2 for block in unet.modules() if getattr(block, "attn2", None) is not None]
+    usual = [(layer, layer.processor) for layer in layers if type(layer.processor) in (AttnProcessor, AttnProcessor2_0)]
+    for layer, _ in usual:
+        layer.processor = _value_of_one_token
+    try:
+        yield
+    finally:
+        for layer, processor in usual:
+            layer.processor = processor
+
+
 def _value_of_one_token(
     attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:

@@ -18,6 +18,7 @@ from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
+from .attention import one_token_attention
 from .base import model_location
 from .conditioning import encode_clip, encode_condition, micro_conditioning
 from .denoiser import BoundedDenoiser, Condition
@@ -314,7 +315,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             return (returned or {}).get("latents", x)
 
         # 6. Sample
-        with self.progress_bar(total=unet_calls(plan)) as progress:
+        with self.progress_bar(total=unet_calls(plan)) as progress, one_token_attention(self.unet):
             denoise.on_calls = progress.update
             x = sample(
                 denoise, latents * scheduler.init_noise_sigma, sigmas, plan, renoising,

@@ -4,8 +4,15 @@ and attention to one token against diffusers'."""
 import pytest
 import torch
 from diffusers.models.attention import TemporalBasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor2_0
 
-from trfpp.trf.attention import _value_of_one_token, attend_rotated, attend_to_one_token, rotated_attention
+from trfpp.trf.attention import (
+    _value_of_one_token,
+    attend_rotated,
+    attend_to_one_token,
+    one_token_attention,
+    rotated_attention,
+)
 from trfpp.trf.base import load_component
 from trfpp.trf.patch import inject_patch
 
@@ -110,3 +117,22 @@ def test_attention_to_one_token_is_its_value(tiny_model):
     before = [block.attn2.processor for block in adapted.modules() if hasattr(block, "attn2")]
     attend_to_one_token(adapted)
     assert before == [block.attn2.processor for block in adapted.modules() if hasattr(block, "attn2")]
+
+
+@torch.no_grad()
+def test_sampling_attends_to_one_token_and_leaves_everything_as_it_was(unet):
+    rows = [
+        torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        for shape in ((5, 8, 8, 12), (), (1, 32), (3,))
+    ]
+    layers = [block.attn2 for block in unet.modules() if hasattr(block, "attn2")]
+
+    class OneOfOnesOwn(AttnProcessor2_0):
+        pass
+
+    own = layers[0].processor = OneOfOnesOwn()
+    before, usual = [layer.processor for layer in layers], unet(*rows).sample
+    with one_token_attention(unet):
+        assert [layer.processor for layer in layers] == [own, *[_value_of_one_token] * (len(layers) - 1)]
+        torch.testing.assert_close(unet(*rows).sample, usual, rtol=1e-4, atol=1e-5)
+    assert [layer.processor for layer in layers] == before
