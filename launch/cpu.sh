@@ -4,4 +4,6 @@
 set -euo pipefail
 processes=${1:?usage: launch/cpu.sh PROCESSES CONFIG [key=value ...]}
 shift
-ACCELERATE_USE_CPU=true exec torchrun --standalone --nproc_per_node "$processes" -m trfpp.train "$@"
+export ACCELERATE_USE_CPU=true
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-570} # seconds to save; torchrun's own are 30
+exec torchrun --standalone --nproc_per_node "$processes" -m trfpp.train "$@"

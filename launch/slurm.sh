@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # sbatch launch/slurm.sh CONFIG [key=value ...]
 #
-# One task a GPU, on one node or several. Before the time is up, and when the job is preempted, every task gets SIGTERM: the
-# run saves a checkpoint and ends; the job is queued again and goes on from there. Stop it for good with scancel.
+# One task a GPU, on one node or several. Before the time is up, and when the job is preempted with a time of grace, every
+# task gets SIGTERM: the run saves a checkpoint and ends; the job is queued again and goes on from there. Stop it for good
+# with scancel.
 #SBATCH --job-name=trfpp
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -23,15 +24,17 @@ srun --kill-on-bad-exit=1 bash -c '
 ' trfpp "$@" &
 tasks=$!
 
-again=no
-trap 'again=yes; kill -TERM "$tasks"' USR1  # srun passes it on to every task
+told=no
+# srun would kill the tasks if it got SIGTERM; scancel sends it to the tasks, and not to this script.
+trap 'told=yes; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
 status=0
 wait "$tasks" || status=$?
 while kill -0 "$tasks" 2>/dev/null; do # a signal ends the waiting, not the tasks
     status=0
     wait "$tasks" || status=$?
 done
-if [ "$again" = yes ]; then
+# A job that is preempted is not told so: SLURM sends its tasks SIGTERM by itself.
+if [[ $status -gt 128 && ($told = yes || $(scontrol show job "$SLURM_JOB_ID") = *PreemptTime=[0-9]*) ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -5,4 +5,5 @@
 set -euo pipefail
 gpus=${1:?usage: launch/torchrun.sh GPUS CONFIG [key=value ...]}
 shift
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-570} # seconds to save; torchrun's own are 30
 exec torchrun --standalone --nproc_per_node "$gpus" --max-restarts 3 -m trfpp.train "$@"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -28,6 +28,7 @@ from .best import Best, replay, trim
 from .binding import binding_settings
 from .checkpoint import CHECKPOINTS_FOLDER, check_binding, list_checkpoints, resume
 from .data import RankOrder, loader
+from .fsdp import check_fsdp
 from .guards import Guard
 from .log import VALIDATION_FILE, TrainingLog
 from .memory import PRECISIONS
@@ -85,6 +86,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     check_processes(accelerator.num_processes, config.num_processes)
     if isinstance(accelerator, ZeroAccelerator):
         accelerator.check(config)
+    elif accelerator.distributed_type == DistributedType.FSDP:
+        check_fsdp(accelerator.state.fsdp_plugin.fsdp_version, config)
     plan = make_plan(config, accelerator.num_processes)
     accelerator.print(plan.text)
     patch_folder = config.output / "patch"

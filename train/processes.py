@@ -113,7 +113,7 @@ class Agreement:
 
 
 class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a request that the loop honours at its next step; a second one ends at once."""
+    """Turns SIGTERM and Ctrl-C into a request that the loop honours at its next step; another Ctrl-C ends at once."""
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -126,12 +126,11 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        self._restore()
+        # Schedulers send SIGTERM again while the checkpoint is saved; who presses Ctrl-C again will not wait for it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])

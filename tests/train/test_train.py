@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trfpp.data_prep.dataset import load_clips, prepare
 from trfpp.data_prep.procedural import write_world
 from trfpp.train.objective import Objective
-from trfpp.train.processes import check_processes
+from trfpp.train.processes import StopRequest, check_processes
 from trfpp.trf.patch import read_card, weight_files
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
@@ -336,6 +336,21 @@ def test_a_signal_saves_first_and_the_run_goes_on(config, train_elsewhere, train
     assert code == 0, err
     ended, expected = weights(run.output / "patch"), weights(whole.output / "patch")
     assert all(torch.equal(ended[key], expected[key]) for key in expected)
+
+
+def test_only_ctrl_c_hurries_a_run_that_is_asked_to_stop():
+    """SLURM sends SIGTERM at the start and at the end of the time of grace, a checkpoint being saved between."""
+    with StopRequest() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_stop_request_skips_validation(config, train_here, monkeypatch):
