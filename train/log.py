@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_FILE = "validation.jsonl"
 ADVICE = (
     "lower optim.lr, or run with precision=bf16 or no, or look at the clip. "
     "The last checkpoint is whole: run again to resume from it."
@@ -154,8 +152,6 @@ class TrainingLog:
             if tracker.name == "wandb":
                 tracker.log_images({f"validation/{n}": [picture] for n, picture in outcome.pictures.items()}, step=done)
         save_pictures(outcome, self.config.output / "validation" / f"step-{done:06d}")
-        with (self.config.output / VALIDATION_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": done, **outcome.metrics}) + "\n")
         self._bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.metrics.items()))
 
 

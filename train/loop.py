@@ -24,12 +24,12 @@ from ..trf.patch import read_card, update_card
 from ..trf.seeds import derived_seed
 from ..trf.sharding import is_sharded, whole
 from .average import Average
-from .best import Best, replay, trim
+from .best import VALIDATION_FILE, Best, record, replay, trim
 from .binding import binding_settings
 from .checkpoint import CHECKPOINTS_FOLDER, check_binding, list_checkpoints, resume
 from .data import RankOrder, loader
 from .guards import Guard
-from .log import VALIDATION_FILE, TrainingLog
+from .log import TrainingLog
 from .memory import PRECISIONS
 from .model import make_model
 from .optim import make_optimizer, make_schedule, set_rate
@@ -136,9 +136,9 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         model = split.model
     best = Best(config.validation.best, config.validation.patience)
     validations = config.output / VALIDATION_FILE
-    replay(best, validations, start)
-    stop_at = start if best.exhausted else config.steps
-    if existing and start == stop_at and is_finished(patch_folder, start):
+    validated = replay(best, validations, start if existing else -1)
+    log.metrics |= {f"validation {name}": value for name, value in (validated or {}).items()}
+    if existing and (best.exhausted or start == config.steps) and is_finished(patch_folder, start):
         accelerator.print("all steps are done and the patch is there.")
         if accelerator.is_main_process and update_card(patch_folder, make_card(config, plan, unet.config)):
             accelerator.print("its card now has the new domain and sampler settings.")
@@ -171,6 +171,10 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     def validate(step: int) -> None:
         # A sharded UNet runs on all processes or on none, whatever signal one of them may have got.
         if accelerator.is_main_process or sharded:
+    def due(step: int) -> bool:
+        every = config.validation.every
+        return every > 0 and (step == config.steps or step % every == 0)
+
             # Compiled blocks are for training: validation calls them in other ways.
             with average.applied(), torch.compiler.set_stance("force_eager" if config.compile else "default"):
                 outcome = validator.run(unet, stopping=lambda: bool(stop.number) and not sharded)
@@ -181,11 +185,14 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         accelerator.wait_for_everyone()
 
     agreed = Agreement(accelerator.num_processes)
+                if outcome is not None and accelerator.is_main_process:
+                    record(validations, step, outcome.metrics)
     with StopRequest() as stop, log:
-        if config.validation.every and start == 0:
+        # Of the base model, for comparison; or that of a checkpoint after which a run was killed.
+        if _told_by_any(accelerator, due(start) and validated is None):
             with log.paused():
-                validate(0)  # the base model, for comparison
-        done = start
+                validate(start)
+        done, stop_at = start, start if _told_by_any(accelerator, best.exhausted) else config.steps
         for step in range(start, stop_at):
             torch.manual_seed(derived_seed(config.seed, "dropout", step, accelerator.process_index))
             set_rate(optimizer, rate(step))
@@ -214,15 +221,14 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
             done = step + 1
             log.step(done, plan.clips_per_step, rate(step))
             last_step = done == config.steps
-            validated = config.validation.every and (last_step or done % config.validation.every == 0)
             with log.paused():
                 saved = saver.checkpoint(done) if last_step or done % config.checkpoint.every == 0 else None
-                if validated:
+                if due(done):
                     validate(done)
             requested = agreed(stop.number)
             if requested and not last_step:
                 raise Stopped(requested, saved or saver.checkpoint(done))
-            if validated and _told_by_any(accelerator, best.exhausted):
+            if due(done) and _told_by_any(accelerator, best.exhausted):
                 accelerator.print(f"stopped early: no validation since step {best.step} had a better {best.metric}.")
                 if saved is None:
                     saver.checkpoint(done)
