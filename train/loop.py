@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -26,7 +27,7 @@ from ..trf.sharding import is_sharded, whole
 from .average import Average
 from .best import VALIDATION_FILE, Best, record, replay, trim
 from .binding import binding_settings
-from .checkpoint import CHECKPOINTS_FOLDER, check_binding, list_checkpoints, resume
+from .checkpoint import CHECKPOINTS_FOLDER, check_binding, check_shared, list_checkpoints, resume, step_of
 from .data import RankOrder, loader
 from .guards import Guard
 from .log import TrainingLog
@@ -91,7 +92,9 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.dry_run:
         return patch_folder
 
-    existing = list_checkpoints(config.output / CHECKPOINTS_FOLDER)
+    checkpoints = config.output / CHECKPOINTS_FOLDER
+    existing = list_checkpoints(checkpoints)
+    check_shared(checkpoints, gather_object([step_of(existing[-1]) if existing else 0]))
     binding = binding_settings(config, plan)
     if existing:
         check_binding(existing[-1], binding)
@@ -168,13 +171,13 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         metrics=lambda: log.metrics, binding=binding, keep=config.checkpoint.keep,
     )  # fmt: skip
 
-    def validate(step: int) -> None:
-        # A sharded UNet runs on all processes or on none, whatever signal one of them may have got.
-        if accelerator.is_main_process or sharded:
     def due(step: int) -> bool:
         every = config.validation.every
         return every > 0 and (step == config.steps or step % every == 0)
 
+    def validate(step: int) -> None:
+        # A sharded UNet runs on all processes or on none, whatever signal one of them may have got.
+        if accelerator.is_main_process or sharded:
             # Compiled blocks are for training: validation calls them in other ways.
             with average.applied(), torch.compiler.set_stance("force_eager" if config.compile else "default"):
                 outcome = validator.run(unet, stopping=lambda: bool(stop.number) and not sharded)
@@ -182,11 +185,11 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                     log.validation(step, outcome)
                 if outcome is not None and step and best.update(step, outcome.metrics):
                     saver.best(step)
+                if outcome is not None and accelerator.is_main_process:
+                    record(validations, step, outcome.metrics)
         accelerator.wait_for_everyone()
 
     agreed = Agreement(accelerator.num_processes)
-                if outcome is not None and accelerator.is_main_process:
-                    record(validations, step, outcome.metrics)
     with StopRequest() as stop, log:
         # Of the base model, for comparison; or that of a checkpoint after which a run was killed.
         if _told_by_any(accelerator, due(start) and validated is None):

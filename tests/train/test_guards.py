@@ -4,6 +4,7 @@ and a last checkpoint that can be gone on from."""
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+from trfpp.data_prep.latents import find_cache
+from trfpp.train import setup
 from trfpp.train.checkpoint import list_checkpoints
 from trfpp.train.guards import SPIKE, Guard
 from trfpp.train.objective import Losses, Objective
@@ -23,6 +26,7 @@ from trfpp.train.processes import lost_process
 from trfpp.trf.patch import read_card
 
 NAN = float("nan")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
 
 def losses(*values, sigma=1.0):
@@ -166,13 +170,43 @@ def test_lost_processes_are_told_from_other_errors(error, said):
 
 
 def test_a_lost_rank_is_said_by_those_that_are_left(config, train_elsewhere):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     run = config(steps=100_000, checkpoint={"every": 5, "keep": 1})
-    process = train_elsewhere(run, launcher, ACCELERATE_USE_CPU="true")
+    process = train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true")
     wait_for_checkpoint(run, process)
     ranks = {rank.environ()["RANK"]: rank for rank in psutil.Process(process.pid).children()}
     ranks["0"].send_signal(signal.SIGKILL)
     code, _, err = finish(process)
     assert code != 0
-    assert "trfpp train: another of the 2 processes is gone" in err
+    assert "trfpp train (rank 1): another of the 2 processes is gone" in err
     assert list_checkpoints(run.output / "checkpoints")
+
+
+def test_what_one_rank_alone_sees_is_said_by_it(config, dataset, train_elsewhere, tmp_path):
+    """A clip that is gone from the cache, which the first step takes to the second rank."""
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    cache = find_cache(data, "miniature", None)
+    run = config(data=data, steps=2)
+    samples = setup.make_samples(run, cache, "train", per_step=2)
+    (cache / f"{samples.clip_of(1).clip_id}.safetensors").unlink()
+    code, _, err = finish(train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true"))
+    assert code != 0
+    assert f"trfpp train (rank 1): {cache}" in err
+
+
+def test_ranks_that_would_start_from_different_steps_are_refused(config, train_here, train_elsewhere, tmp_path):
+    """Each has an output folder of its own; only the first one's holds a checkpoint."""
+    run = config(steps=2, gradient_accumulation=2)
+    train_here(run)
+    (tmp_path / "apart.py").write_text(
+        "import os, sys\n"
+        "from trfpp.train.__main__ import main\n"
+        "own = [f'output={sys.argv[1]}/other'] if os.environ['RANK'] == '1' else []\n"
+        "raise SystemExit(main([sys.argv[-1], *own]))\n"
+    )
+    more = run.model_copy(update={"steps": 4, "gradient_accumulation": 1})
+    words = (*TORCHRUN, str(tmp_path / "apart.py"), str(tmp_path))
+    code, _, err = finish(train_elsewhere(more, words, ACCELERATE_USE_CPU="true"))
+    assert code != 0
+    assert "rank 0 would start from step 2, rank 1 from step 0; give all processes one output folder" in err
+    assert not (tmp_path / "other" / "patch").exists()
