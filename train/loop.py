@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> Path:
         Stopped: after a signal, once a checkpoint is saved.
         FloatingPointError: if a loss, or a weight that would be saved, is not finite.
         ChildProcessError: if a loader's worker or another rank is gone.
-        OSError: if a checkpoint cannot be written; those before it are whole.
+        OSError: if a checkpoint or patch cannot be written; the checkpoints before it are whole.
     """
     accelerator = make_accelerator(config)
     try:

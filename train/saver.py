@@ -5,7 +5,8 @@ Of a sharded model all processes have to ask at once; the first one writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,6 @@ class Saver:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             try:
                 save_checkpoint(checkpoints, step, content, self._card(step), scaler, self.binding, self.keep)
-            except (OSError, SafetensorError) as error:
-                raise OSError(f"{path} was not saved: {error}. Those before it are whole: run again.") from None
         self.accelerator.wait_for_everyone()
         return path
 
@@ -83,8 +82,21 @@ class Saver:
     def _patch(self, name: str, step: int) -> Path:
         files = self.origin.saved(patch_files(self.unet, self.card.direction))
         if self.accelerator.is_main_process:
-            save_patch(self.output / name, files, self._card(step))
+            with _saving(self.output / name):
+                save_patch(self.output / name, files, self._card(step))
         return self.output / name
 
     def _card(self, step: int) -> PatchCard:
         return self.card.model_copy(update={"training_steps": step, "metrics": dict(self.metrics())})
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """A disk that is full is said; safetensors has an error of its own for it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{path} was not saved: {error}. The checkpoints before it are whole: make room if the disk is full, "
+            "and run again to resume from the last one."
+        ) from None

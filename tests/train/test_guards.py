@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from trfpp.data_prep.latents import find_cache
-from trfpp.train import setup
+from trfpp.train import saver, setup
 from trfpp.train.checkpoint import list_checkpoints
 from trfpp.train.guards import SPIKE, Guard
 from trfpp.train.objective import Losses, Objective
@@ -110,12 +110,35 @@ def test_a_full_disk_is_said_and_the_run_goes_on_from_the_checkpoint_before(conf
     )
     assert full.returncode == 2
     assert "step-000004 was not saved:" in full.stderr
-    assert "Those before it are whole" in full.stderr
+    assert "The checkpoints before it are whole" in full.stderr
     assert [path.name for path in list_checkpoints(run.output / "checkpoints")] == ["step-000002"]
     assert not list((run.output / "checkpoints").glob(".*"))
     code, out, err = finish(train_elsewhere(run))
     assert code == 0, err
     assert "resumed from" in out
+
+
+@pytest.mark.parametrize("name", ["best", "patch"])
+def test_a_patch_that_does_not_fit_the_disk_is_said_with_its_folder(config, train_here, monkeypatch, name):
+    """Of a run whose checkpoints still did fit."""
+    real = saver.save_patch
+
+    def save(folder, *args):
+        if folder.name != name:
+            return real(folder, *args)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        try:
+            return real(folder, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(saver, "save_patch", save)
+    run = config(steps=2, validation={"every": 1, "pairs": 1, "num_inference_steps": 1})
+    with pytest.raises(OSError, match=rf"run/{name} was not saved: .*make room if the disk is full, and run again"):
+        train_here(run)
+    monkeypatch.undo()
+    assert read_card(train_here(run)).training_steps == 2
 
 
 def finish(process, seconds=180):
