@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ValueError: for settings that cannot work.
         Stopped: after a signal, once a checkpoint is saved.
-        FloatingPointError: if a loss, or a weight that would be saved, is not finite.
+        FloatingPointError: if a loss, a gradient, or a weight that would be saved, is not finite.
         ChildProcessError: if a loader's worker or another rank is gone.
         OSError: if a checkpoint or patch cannot be written; the checkpoints before it are whole.
     """
@@ -163,12 +163,12 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     validator = make_validator(config, cache, card, dtype, accelerator.device)
 
     most = math.inf if config.optim.max_grad_norm is None else config.optim.max_grad_norm
-    skipping, skips = config.on_nonfinite == "skip" and accelerator.scaler is None, 0
+    skipping = config.on_nonfinite == "skip" and accelerator.scaler is None
 
     saver = Saver(
         output=config.output, accelerator=accelerator, unet=unet, parameters=parameters,
         optimizer=split.whole if split else lambda: optimizer, average=average, origin=origin, card=card,
-        metrics=lambda: log.metrics, binding=binding, keep=config.checkpoint.keep,
+        metrics=lambda: log.metrics, binding=binding, keep=config.checkpoint.keep, review=log.review,
     )  # fmt: skip
 
     def due(step: int) -> bool:
@@ -210,19 +210,15 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                 log.add(step, losses)
             accelerator.unscale_gradients()
             norms = (split.clip if split else clip)(adapters, most)
-            log.grad_norm = norm = torch.stack(norms).norm()
+            norm = torch.stack(norms).norm()
             # In fp16 the gradient scaler skips by itself.
-            if skipping and not bool(norm.isfinite()):
-                skips += 1
-                log.skipped(step, skips)
-            else:
-                skips = 0
+            if not skipping or bool(norm.isfinite()):
                 wrapped_optimizer.step()
                 average.update()
             wrapped_optimizer.zero_grad()
 
             done = step + 1
-            log.step(done, plan.clips_per_step, rate(step))
+            log.step(done, plan.clips_per_step, rate(step), norm)
             last_step = done == config.steps
             with log.paused():
                 saved = saver.checkpoint(done) if last_step or done % config.checkpoint.every == 0 else None

@@ -45,14 +45,17 @@ class Saver:
     """Settings that a run must share to go on from here."""
     keep: int
     """Newest checkpoints kept."""
+    review: Callable[[], None]
+    """Raises if a loss or gradient so far was not finite."""
 
     def checkpoint(self, step: int) -> Path:
         """Write a checkpoint; returns its folder.
 
         Raises:
-            FloatingPointError: if a weight is not finite.
+            FloatingPointError: if a loss, a gradient or a weight is not finite.
             OSError: if it cannot be written; those before it are whole.
         """
+        self.review()  # or a bad weight would be all that is said, without its clip
         checkpoints = self.output / CHECKPOINTS_FOLDER
         path = checkpoints / f"step-{step:06d}"
         if not all(bool(whole(parameter.isfinite().all())) for parameter in self.parameters):
@@ -63,7 +66,7 @@ class Saver:
         content = snapshot(self.unet, self.card.direction, self.optimizer(), self.average, self.origin)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            try:
+            with _saving(path):
                 save_checkpoint(checkpoints, step, content, self._card(step), scaler, self.binding, self.keep)
         self.accelerator.wait_for_everyone()
         return path
