@@ -33,13 +33,18 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TRFPP_DEBUG"):
             raise
-        # All ranks see the same mistake, but only those that are left see that one is gone.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, ChildProcessError):
-            print(f"trfpp {command}: {error}", file=sys.stderr)
+        # Every rank says it, also what all of them see: a launcher ends the others as soon as one is gone, so none can
+        # leave it to another.
+        print(f"trfpp {command}{_rank()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"trfpp {command}: interrupted; whole results stay, half ones were removed.", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _rank() -> str:
+    """Which of several processes of a launcher this is."""
+    return f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
 def interrupted(number: int, frame: FrameType | None) -> None:

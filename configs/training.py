@@ -145,8 +145,9 @@ class TrainConfig(OnModel):
     compile: bool = False
     """Compile the UNet's transformer blocks: slower first steps, faster from there on. Needs a C++ compiler."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """Where a loss or gradient is not finite: stop, naming the clip (seen when the log is written; nothing broken is
-    saved), or skip that step (every step then waits for the device)."""
+    """Where a loss or gradient is not finite: stop, or skip that step (every step then waits for the device). Either
+    way the clips are named when the log is written or a checkpoint saved, and nothing broken is saved. In fp16 a
+    gradient that overflows is always skipped. A run whose last 20 steps were all skipped stops."""
     seed: int = 0
     """Of the initial weights, the order of clips and every draw."""
     num_processes: Positive | None = None

@@ -11,6 +11,8 @@ from typing import Literal
 
 from ..trf.replace import replacing
 
+VALIDATION_FILE = "validation.jsonl"
+"""In the folder of a run: a line for each validation, which is done once its line is whole."""
 Metric = Literal["inner_psnr", "bound_psnr", "disagreement", "loss", "loss_fused"]
 HIGHER_IS_BETTER: dict[Metric, bool] = {
     "inner_psnr": True,
@@ -50,11 +52,26 @@ class Best:
         return self.patience is not None and self.since >= self.patience
 
 
-def replay(best: Best, file: Path, until: int) -> None:
-    """Let `best` see again the validations that a run wrote to `file`, up to step `until`."""
+def record(file: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Write down a validation; the last thing done of it."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def replay(best: Best, file: Path, until: int) -> dict[str, float] | None:
+    """Let `best` see again the validations that a run wrote to `file`, up to step `until`.
+
+    Returns:
+        What was measured at step `until` itself; `None` if that step has no validation.
+    """
+    found = None
     for values in _lines(file, until):
-        if values["step"]:
-            best.update(int(values["step"]), values)
+        step = int(values.pop("step"))
+        if step:
+            best.update(step, values)
+        if step == until:
+            found = values
+    return found
 
 
 def trim(file: Path, until: int) -> None:
@@ -67,4 +84,6 @@ def trim(file: Path, until: int) -> None:
 
 def _lines(file: Path, until: int) -> list[dict[str, float]]:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return [values for values in map(json.loads, text.splitlines()) if values["step"] <= until]
+    # What follows the last line end was cut off as it was written, by a full disk or a kill.
+    whole = text[: text.rfind("\n") + 1]
+    return [values for values in map(json.loads, whole.splitlines()) if values["step"] <= until]

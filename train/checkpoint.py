@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,30 @@ def save_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / STATE_FILE).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step a checkpoint is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def check_shared(folder: Path, steps: Sequence[int]) -> None:
+    """Check that all processes go on from one step; from different weights they would average what cannot be averaged.
+
+    Args:
+        folder: where each looks for checkpoints.
+        steps: of the newest checkpoint each found, by rank; 0 for none.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    for rank, step in enumerate(steps):
+        if step != steps[0]:
+            raise ValueError(
+                f"{folder}: rank 0 would start from step {steps[0]}, rank {rank} from step {step}; give all processes "
+                "one output folder that they share."
+            )
 
 
 def check_binding(checkpoint: Path, settings: Mapping[str, Any]) -> None:

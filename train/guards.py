@@ -1,12 +1,12 @@
-"""Losses that are not finite, and losses out of all proportion, by the clips that had them.
+"""Losses and gradients that are not finite, and losses out of all proportion, by the clips that had them.
 
-Nothing here waits for the device in a step: rows are kept as they are and looked at when the log is written.
+Nothing here waits for the device in a step: rows and norms are kept as they are and looked at when the log is written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,9 @@ SPIKE = 10.0
 MEMORY = 0.9
 """What the usual loss keeps of itself from one review to the next."""
 SKIPS = 20
-"""Steps that may be skipped in a row."""
+"""So many steps skipped in a row end a run. The fp16 scaler, which halves its scale at each, is long past helping."""
+SHOWN = 4
+"""Rows that a message shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,21 @@ class Row:
         return f"clip {self.clip} ({way}, sigma {self.sigma:.3g}) at step {self.step}: loss {self.loss:.4g}"
 
 
+def first_bad(rows: Sequence[Row]) -> str:
+    """Says what was not finite in the first step of the rows, and of which clips, from whichever process they come.
+
+    A bad step spoils the weights, and with them all that comes after it on every process, so only the first one counts.
+    """
+    step = min(row.step for row in rows)
+    own = [row for row in rows if row.step == step]
+    lost = [row for row in own if not math.isfinite(row.loss)]
+    said = [str(row) for row in lost or own]
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return f"a {'loss' if lost else 'gradient'} was not finite: {'; '.join(said[:SHOWN])}{more}"
+
+
 class Guard:
-    """Keeps the rows of a process since the last review.
+    """Keeps the rows and the gradients' norms of a process since the last review.
 
     Args:
         clip_of: from a sample's number to its clip's name.
@@ -46,7 +61,10 @@ class Guard:
     def __init__(self, clip_of: Callable[[int], str]) -> None:
         self.clip_of = clip_of
         self.usual = torch.full((len(band_names()),), float("nan"), dtype=torch.float64)
+        self.in_a_row = 0
+        """Latest steps, as far as they are reviewed, without a finite gradient."""
         self._rows: list[torch.Tensor] = []
+        self._norms: dict[int, torch.Tensor] = {}
 
     def add(self, step: int, losses: Losses) -> None:
         """Take in a batch's losses."""
@@ -54,13 +72,19 @@ class Guard:
         steps = torch.full_like(losses.rows, step, dtype=torch.float64)
         self._rows.append(torch.stack([steps, *(column.double() for column in columns)]))
 
-    def last(self) -> list[Row]:
-        """The rows of the latest batch: those whose loss is not finite, or all if every loss is."""
-        rows = [self._row(column) for column in self._rows[-1].T.tolist()]
-        return [row for row in rows if not math.isfinite(row.loss)] or rows
+    def gradient(self, step: int, norm: torch.Tensor) -> None:
+        """Take in the norm of a step's gradient, of all processes."""
+        self._norms[step] = norm
 
     def review(self) -> tuple[list[Row], list[Row]]:
-        """The rows since the last review whose loss was not finite, and those that stood out; forgets them."""
+        """The rows of steps with a loss or gradient that was not finite, and those that stood out; forgets all."""
+        bad_steps = set()
+        if self._norms:
+            for step, fine in zip(self._norms, torch.stack(list(self._norms.values())).isfinite().tolist()):
+                self.in_a_row = 0 if fine else self.in_a_row + 1
+                if not fine:
+                    bad_steps.add(step)
+            self._norms.clear()
         if not self._rows:
             return [], []
         table = torch.cat(self._rows, dim=1).cpu()
@@ -72,7 +96,9 @@ class Guard:
             if (own := loss[finite & ~high & (bands == band)]).numel():
                 before = self.usual[band]
                 self.usual[band] = own.mean() if before.isnan() else MEMORY * before + (1 - MEMORY) * own.mean()
-        bad, spikes = ([self._row(column) for column in table[:, which].T.tolist()] for which in (~finite, high))
+        bad_steps.update(map(int, table[0, ~finite].tolist()))
+        of_bad_step = torch.tensor([step in bad_steps for step in table[0].tolist()])
+        bad, spikes = ([self._row(column) for column in table[:, which].T.tolist()] for which in (of_bad_step, high))
         return bad, spikes
 
     def _row(self, column: list[float]) -> Row:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm.auto import tqdm
 
-from .guards import SKIPS, SPIKE, Guard
+from .guards import SKIPS, SPIKE, Guard, first_bad
 from .objective import Losses, band_names, band_of
 from .validate import Outcome, save_pictures
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_FILE = "validation.jsonl"
 ADVICE = (
     "lower optim.lr, or run with precision=bf16 or no, or look at the clip. "
     "The last checkpoint is whole: run again to resume from it."
@@ -44,12 +43,11 @@ class TrainingLog:
         self.guard = guard
         self.start = 0
         """Step the run goes on from."""
-        self.grad_norm: torch.Tensor | None = None
         self.metrics: dict[str, float] = {}
         self._names = [*band_names(), "forward", "backward", "fused"]
         # Sums and numbers of losses: of each noise band, of each direction, of what is fused.
         self._sums = torch.zeros(2, len(self._names), device=accelerator.device)
-        self._steps = 0
+        self._steps = self._skipped = 0
         self._since = time.perf_counter()
 
     def __enter__(self) -> TrainingLog:
@@ -83,56 +81,69 @@ class TrainingLog:
             finite = losses.fused.isfinite()
             self._sums[:, -1] += torch.stack([torch.where(finite, losses.fused, 0).sum(), finite.sum()])
 
-    def skipped(self, step: int, in_a_row: int) -> None:
-        """Say that a step was not made since its gradient is not finite.
+    def review(self) -> None:
+        """Say what stood out since the last review, and which steps were skipped; all processes at once.
 
         Raises:
-            FloatingPointError: if too many in a row were not.
+            FloatingPointError: if a loss or gradient was not finite, naming the clips of the first such step, unless
+                such steps are skipped; then if too many in a row were.
         """
-        rows = "; ".join(map(str, self.guard.last()))
-        logger.warning("step %d skipped, its gradient is not finite: %s", step, rows)
-        if in_a_row >= SKIPS:
-            raise FloatingPointError(f"{in_a_row} steps in a row had no finite gradient, {ADVICE} Last: {rows}")
+        mine, spikes = self.guard.review()
+        for row in spikes:
+            logger.warning("a loss over %g times the usual one at its noise level: %s", SPIKE, row)
+        bad = gather_object(mine)
+        # In fp16 a gradient that overflows is the scaler's business, which skips the step and lowers its scale.
+        grave = [row for row in bad if self.accelerator.scaler is None or not math.isfinite(row.loss)]
+        if grave and self.config.on_nonfinite == "stop":
+            raise FloatingPointError(f"{first_bad(grave)}; {ADVICE}")
+        if not bad:
+            return
+        steps = sorted({row.step for row in bad})
+        self._skipped += len(steps)
+        if self.guard.in_a_row >= SKIPS:
+            raise FloatingPointError(f"the last {self.guard.in_a_row} steps were skipped: {first_bad(bad)}; {ADVICE}")
+        if self.accelerator.is_main_process:
+            more = f" and {len(steps) - 1} after it" if len(steps) > 1 else ""
+            logger.warning("step %d%s skipped, %s", steps[0], more, first_bad(bad))
 
-    def step(self, done: int, clips: int, lr: float) -> None:
-        """Finish an optimizer step.
+    def step(self, done: int, clips: int, lr: float, norm: torch.Tensor) -> None:
+        """Finish an optimizer step, of which `norm` is the gradient's.
 
         Raises:
-            FloatingPointError: if a loss was not finite, naming the clips, unless such steps are skipped.
+            FloatingPointError: see `review`.
         """
+        self.guard.gradient(done - 1, norm)
         self._bar.update()
         self._steps += 1
         if done % self.config.log_every and done != self.config.steps:
             return
-        bad, spikes = self.guard.review()
-        for row in spikes:
-            logger.warning("a loss over %g times the usual one at its noise level: %s", SPIKE, row)
-        if self.config.on_nonfinite == "stop" and (found := gather_object(bad)):
-            raise FloatingPointError(f"a loss was not finite: {'; '.join(map(str, found[:4]))}; {ADVICE}")
+        self.review()
         sums, counts = self.accelerator.reduce(self._sums).tolist()
         seconds = time.perf_counter() - self._since
         means = {name: total / count for name, total, count in zip(self._names, sums, counts) if count}
-        loss = sum(sums[:-3]) / max(1, sum(counts[:-3]))
+        count = sum(counts[:-3])
+        loss = sum(sums[:-3]) / count if count else math.nan
         values = {
             "train/loss": loss,
             "train/learning rate": lr,
             "train/clips per second": clips * self._steps / seconds,
+            "train/gradient norm": float(norm),
+            "train/skipped steps": self._skipped,
         }
         values |= {f"loss by noise/{name}": means[name] for name in band_names() if name in means}
         if "forward" in means and "backward" in means:
             apart = {f"loss_{name}": means[name] for name in ("forward", "backward", "fused") if name in means}
             values |= {f"train/{name}": mean for name, mean in apart.items()}
             self.metrics |= {f"train {name}": mean for name, mean in apart.items()}
-        if self.grad_norm is not None:
-            values["train/gradient norm"] = float(self.grad_norm)
         self.accelerator.log(values, step=done)
-        self.metrics["train loss"] = loss
+        if count:
+            self.metrics["train loss"] = loss
         self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
         if self._bar.disable:
             rate = values["train/clips per second"]
             self.accelerator.print(f"step {done} of {self.config.steps}: loss {loss:.4f}, {rate:.2f} clips/s")
         self._sums.zero_()
-        self._steps = 0
+        self._steps = self._skipped = 0
         self._since = time.perf_counter()
 
     @contextmanager
@@ -154,8 +165,6 @@ class TrainingLog:
             if tracker.name == "wandb":
                 tracker.log_images({f"validation/{n}": [picture] for n, picture in outcome.pictures.items()}, step=done)
         save_pictures(outcome, self.config.output / "validation" / f"step-{done:06d}")
-        with (self.config.output / VALIDATION_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": done, **outcome.metrics}) + "\n")
         self._bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.metrics.items()))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -24,13 +25,13 @@ from ..trf.patch import read_card, update_card
 from ..trf.seeds import derived_seed
 from ..trf.sharding import is_sharded, whole
 from .average import Average
-from .best import Best, replay, trim
+from .best import VALIDATION_FILE, Best, record, replay, trim
 from .binding import binding_settings
-from .checkpoint import CHECKPOINTS_FOLDER, check_binding, list_checkpoints, resume
+from .checkpoint import CHECKPOINTS_FOLDER, check_binding, check_shared, list_checkpoints, resume, step_of
 from .data import RankOrder, loader
 from .fsdp import check_fsdp
 from .guards import Guard
-from .log import VALIDATION_FILE, TrainingLog
+from .log import TrainingLog
 from .memory import PRECISIONS
 from .model import make_model
 from .optim import make_optimizer, make_schedule, set_rate
@@ -58,9 +59,9 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ValueError: for settings that cannot work.
         Stopped: after a signal, once a checkpoint is saved.
-        FloatingPointError: if a loss, or a weight that would be saved, is not finite.
+        FloatingPointError: if a loss, a gradient, or a weight that would be saved, is not finite.
         ChildProcessError: if a loader's worker or another rank is gone.
-        OSError: if a checkpoint cannot be written; those before it are whole.
+        OSError: if a checkpoint or patch cannot be written; the checkpoints before it are whole.
     """
     accelerator = make_accelerator(config)
     try:
@@ -94,7 +95,9 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.dry_run:
         return patch_folder
 
-    existing = list_checkpoints(config.output / CHECKPOINTS_FOLDER)
+    checkpoints = config.output / CHECKPOINTS_FOLDER
+    existing = list_checkpoints(checkpoints)
+    check_shared(checkpoints, gather_object([step_of(existing[-1]) if existing else 0]))
     binding = binding_settings(config, plan)
     if existing:
         check_binding(existing[-1], binding)
@@ -139,9 +142,9 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         model = split.model
     best = Best(config.validation.best, config.validation.patience)
     validations = config.output / VALIDATION_FILE
-    replay(best, validations, start)
-    stop_at = start if best.exhausted else config.steps
-    if existing and start == stop_at and is_finished(patch_folder, start):
+    validated = replay(best, validations, start if existing else -1)
+    log.metrics |= {f"validation {name}": value for name, value in (validated or {}).items()}
+    if existing and (best.exhausted or start == config.steps) and is_finished(patch_folder, start):
         accelerator.print("all steps are done and the patch is there.")
         if accelerator.is_main_process and update_card(patch_folder, make_card(config, plan, unet.config)):
             accelerator.print("its card now has the new domain and sampler settings.")
@@ -163,13 +166,17 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     validator = make_validator(config, cache, card, dtype, accelerator.device)
 
     most = math.inf if config.optim.max_grad_norm is None else config.optim.max_grad_norm
-    skipping, skips = config.on_nonfinite == "skip" and accelerator.scaler is None, 0
+    skipping = config.on_nonfinite == "skip" and accelerator.scaler is None
 
     saver = Saver(
         output=config.output, accelerator=accelerator, unet=unet, parameters=parameters,
         optimizer=split.whole if split else lambda: optimizer, average=average, origin=origin, card=card,
-        metrics=lambda: log.metrics, binding=binding, keep=config.checkpoint.keep,
+        metrics=lambda: log.metrics, binding=binding, keep=config.checkpoint.keep, review=log.review,
     )  # fmt: skip
+
+    def due(step: int) -> bool:
+        every = config.validation.every
+        return every > 0 and (step == config.steps or step % every == 0)
 
     def validate(step: int) -> None:
         # A sharded UNet runs on all processes or on none, whatever signal one of them may have got.
@@ -181,14 +188,17 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                     log.validation(step, outcome)
                 if outcome is not None and step and best.update(step, outcome.metrics):
                     saver.best(step)
+                if outcome is not None and accelerator.is_main_process:
+                    record(validations, step, outcome.metrics)
         accelerator.wait_for_everyone()
 
     agreed = Agreement(accelerator.num_processes)
     with StopRequest() as stop, log:
-        if config.validation.every and start == 0:
+        # Of the base model, for comparison; or that of a checkpoint after which a run was killed.
+        if _told_by_any(accelerator, due(start) and validated is None):
             with log.paused():
-                validate(0)  # the base model, for comparison
-        done = start
+                validate(start)
+        done, stop_at = start, start if _told_by_any(accelerator, best.exhausted) else config.steps
         for step in range(start, stop_at):
             torch.manual_seed(derived_seed(config.seed, "dropout", step, accelerator.process_index))
             set_rate(optimizer, rate(step))
@@ -203,29 +213,24 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
                 log.add(step, losses)
             accelerator.unscale_gradients()
             norms = (split.clip if split else clip)(adapters, most)
-            log.grad_norm = norm = torch.stack(norms).norm()
+            norm = torch.stack(norms).norm()
             # In fp16 the gradient scaler skips by itself.
-            if skipping and not bool(norm.isfinite()):
-                skips += 1
-                log.skipped(step, skips)
-            else:
-                skips = 0
+            if not skipping or bool(norm.isfinite()):
                 wrapped_optimizer.step()
                 average.update()
             wrapped_optimizer.zero_grad()
 
             done = step + 1
-            log.step(done, plan.clips_per_step, rate(step))
+            log.step(done, plan.clips_per_step, rate(step), norm)
             last_step = done == config.steps
-            validated = config.validation.every and (last_step or done % config.validation.every == 0)
             with log.paused():
                 saved = saver.checkpoint(done) if last_step or done % config.checkpoint.every == 0 else None
-                if validated:
+                if due(done):
                     validate(done)
             requested = agreed(stop.number)
             if requested and not last_step:
                 raise Stopped(requested, saved or saver.checkpoint(done))
-            if validated and _told_by_any(accelerator, best.exhausted):
+            if due(done) and _told_by_any(accelerator, best.exhausted):
                 accelerator.print(f"stopped early: no validation since step {best.step} had a better {best.metric}.")
                 if saved is None:
                     saver.checkpoint(done)

@@ -5,7 +5,8 @@ Of a sharded model all processes have to ask at once; the first one writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,17 @@ class Saver:
     """Settings that a run must share to go on from here."""
     keep: int
     """Newest checkpoints kept."""
+    review: Callable[[], None]
+    """Raises if a loss or gradient so far was not finite."""
 
     def checkpoint(self, step: int) -> Path:
         """Write a checkpoint; returns its folder.
 
         Raises:
-            FloatingPointError: if a weight is not finite.
+            FloatingPointError: if a loss, a gradient or a weight is not finite.
             OSError: if it cannot be written; those before it are whole.
         """
+        self.review()  # or a bad weight would be all that is said, without its clip
         checkpoints = self.output / CHECKPOINTS_FOLDER
         path = checkpoints / f"step-{step:06d}"
         if not all(bool(whole(parameter.isfinite().all())) for parameter in self.parameters):
@@ -62,10 +66,8 @@ class Saver:
         content = snapshot(self.unet, self.card.direction, self.optimizer(), self.average, self.origin)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            try:
+            with _saving(path):
                 save_checkpoint(checkpoints, step, content, self._card(step), scaler, self.binding, self.keep)
-            except (OSError, SafetensorError) as error:
-                raise OSError(f"{path} was not saved: {error}. Those before it are whole: run again.") from None
         self.accelerator.wait_for_everyone()
         return path
 
@@ -83,8 +85,21 @@ class Saver:
     def _patch(self, name: str, step: int) -> Path:
         files = self.origin.saved(patch_files(self.unet, self.card.direction))
         if self.accelerator.is_main_process:
-            save_patch(self.output / name, files, self._card(step))
+            with _saving(self.output / name):
+                save_patch(self.output / name, files, self._card(step))
         return self.output / name
 
     def _card(self, step: int) -> PatchCard:
         return self.card.model_copy(update={"training_steps": step, "metrics": dict(self.metrics())})
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """A disk that is full is said; safetensors has an error of its own for it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{path} was not saved: {error}. The checkpoints before it are whole: make room if the disk is full, "
+            "and run again to resume from the last one."
+        ) from None

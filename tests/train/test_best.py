@@ -1,13 +1,17 @@
-"""The best validation and patience: which counts as better, what resuming sees again, and whole runs that stop early."""
+"""The best validation and patience: which counts as better, what resuming sees again or makes up for, and whole runs that
+stop early."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trfpp.train.best import Best, replay, trim
+from trfpp.train import loop, validate
+from trfpp.train.best import Best, record, replay, trim
+from trfpp.train.checkpoint import list_checkpoints
 from trfpp.trf.patch import read_card
 
 VALIDATION = {"every": 1, "pairs": 1, "num_inference_steps": 1}
@@ -38,7 +42,60 @@ def test_replaying_gives_the_same_and_trimming_drops_what_comes_again(tmp_path):
     assert (part.step, part.since) == (4, 1)
     trim(file, 6)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 2, 4, 6]
-    replay(Best("loss"), tmp_path / "nothing.jsonl", 8)
+    assert replay(Best("loss"), tmp_path / "nothing.jsonl", 8) is None
+
+
+def test_a_line_cut_off_is_no_validation_and_goes(tmp_path):
+    file, best = tmp_path / "validation.jsonl", Best("loss")
+    for step, loss in ((2, 0.5), (4, 0.4), (6, 0.3)):
+        record(file, step, {"loss": loss})
+    assert replay(Best("loss"), file, 6) == {"loss": 0.3}
+    file.write_text(file.read_text()[:-9])
+    assert replay(best, file, 6) is None
+    assert (best.step, best.value) == (4, 0.4)
+    trim(file, 6)
+    record(file, 6, {"loss": 0.3})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("at", ["generation", "record"])
+def test_a_run_killed_during_its_last_validation_makes_it_when_it_goes_on(config, train_here, monkeypatch, at):
+    """Whether it had its pictures by then, and the best patch, or not."""
+    whole, run = (config(name, steps=2, validation={**VALIDATION, "best": "loss"}) for name in ("whole", "run"))
+    train_here(whole)
+    place, name = (validate.Validator, "_generate") if at == "generation" else (loop, "record")
+    real, calls = getattr(place, name), []
+
+    def kill(*args):
+        calls.append(1)
+        if len(calls) == 3:  # after the base model and the first step
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(place, name, kill)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(run)
+    assert list_checkpoints(run.output / "checkpoints")[-1].name == "step-000002"
+    monkeypatch.undo()
+    train_here(run)
+    assert (run.output / "validation.jsonl").read_text() == (whole.output / "validation.jsonl").read_text()
+    for folder in ("patch", "best"):
+        ours, theirs = (read_card(one.output / folder) for one in (run, whole))
+        assert ours.training_steps == theirs.training_steps
+        assert {k: v for k, v in ours.metrics.items() if "validation" in k} == {
+            k: v for k, v in theirs.metrics.items() if "validation" in k
+        }
+
+
+def test_patience_that_ends_with_a_validation_made_late_ends_the_run(config, train_here, monkeypatch):
+    """At a hopeless rate; the kill comes in the validation that would have ended it."""
+    run = config(steps=6, optim={"lr": 3.0}, validation={**VALIDATION, "best": "loss", "patience": 1})
+    stopped = read_card(train_here(run)).training_steps
+    assert stopped < 6
+    shutil.rmtree(run.output / "patch")
+    file = run.output / "validation.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert read_card(train_here(run)).training_steps == stopped
 
 
 def test_a_run_that_gets_no_better_stops_and_stays_stopped(config, train_here, capsys):

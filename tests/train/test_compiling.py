@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch._dynamo.utils import counters
 
+from trfpp.train.best import VALIDATION_FILE
 from trfpp.train.compiling import compile_blocks
 from trfpp.train.data import Sample
-from trfpp.train.log import VALIDATION_FILE
 from trfpp.train.objective import Objective
 from trfpp.train.recompute import recompute_activations
 from trfpp.trf.base import load_component

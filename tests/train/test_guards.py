@@ -1,9 +1,10 @@
-"""What goes wrong in a run: bad losses are laid to their clips; a full disk, a dead worker and a lost rank leave a sentence
-and a last checkpoint that can be gone on from."""
+"""What goes wrong in a run: bad losses and gradients are laid to their clips; a full disk, a dead worker, a lost rank and
+one that sees other files leave a sentence and a last checkpoint that can be gone on from."""
 
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,16 @@ import pytest
 import torch
 import yaml
 
+from trfpp.data_prep.latents import find_cache
+from trfpp.train import loop, saver, setup
 from trfpp.train.checkpoint import list_checkpoints
-from trfpp.train.guards import SPIKE, Guard
+from trfpp.train.guards import SPIKE, Guard, first_bad
 from trfpp.train.objective import Losses, Objective
 from trfpp.train.processes import lost_process
 from trfpp.trf.patch import read_card
 
 NAN = float("nan")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
 
 def losses(*values, sigma=1.0):
@@ -41,10 +45,11 @@ def test_bad_rows_are_named_and_outstanding_ones_too():
     guard.add(1, losses(0.5, 0.7))
     guard.add(2, losses(0.6, NAN, float("inf")))
     bad, spikes = guard.review()
-    assert [str(row) for row in bad] == [
-        "clip clip 11 (reversed, sigma 1) at step 2: loss nan",
-        "clip clip 12 (as filmed, sigma 1) at step 2: loss inf",
-    ]
+    assert [(row.step, row.clip) for row in bad] == [(2, "clip 10"), (2, "clip 11"), (2, "clip 12")]
+    assert first_bad(bad) == (
+        "a loss was not finite: clip clip 11 (reversed, sigma 1) at step 2: loss nan; "
+        "clip clip 12 (as filmed, sigma 1) at step 2: loss inf"
+    )
     assert spikes == []  # nothing was usual yet
     guard.add(3, losses(0.6, 0.6 * SPIKE * 0.9, 0.6 * SPIKE * 1.1))
     guard.add(4, losses(0.6 * SPIKE * 1.1, sigma=20.0))  # another noise level, with a usual loss of its own
@@ -54,17 +59,50 @@ def test_bad_rows_are_named_and_outstanding_ones_too():
     assert guard.review() == ([], [])
 
 
-def spoiling(monkeypatch, steps):
-    """Makes the loss of a training step not finite."""
+def test_a_bad_gradient_is_laid_to_the_rows_of_its_step_and_ends_a_row_of_bad_ones():
+    guard, fine = Guard("clip {}".format), torch.tensor(1.0)
+    for step, norm in enumerate((fine, fine * NAN, fine * float("inf"))):
+        guard.add(step, losses(*[0.5] * 6))
+        guard.gradient(step, norm)
+    bad, _ = guard.review()
+    assert [row.step for row in bad] == [1] * 6 + [2] * 6
+    said = first_bad(bad)
+    assert said.startswith("a gradient was not finite: clip clip 10 (as filmed, sigma 1) at step 1: loss 0.5; ")
+    assert said.endswith("clip clip 13 (reversed, sigma 1) at step 1: loss 0.5; and 2 more")
+    assert guard.in_a_row == 2
+    guard.gradient(3, fine * NAN)
+    guard.review()
+    assert guard.in_a_row == 3
+    guard.gradient(4, fine)
+    guard.review()
+    assert guard.in_a_row == 0
+
+
+def spoiling(monkeypatch, steps, *, gradient_only=False):
+    """Makes the loss of a training step not finite, or its gradient only."""
     real = Objective.losses
 
     @contextmanager
     def spoil(self, model, unet, batch, step):
         with real(self, model, unet, batch, step) as found:
             factor = NAN if step in steps and torch.is_grad_enabled() else 1.0
-            yield replace(found, total=found.total * factor, rows=found.rows * factor)
+            rows = found.rows if gradient_only else found.rows * factor
+            yield replace(found, total=found.total * factor, rows=rows)
 
     monkeypatch.setattr(Objective, "losses", spoil)
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """A gradient scaler as fp16 has on a GPU, around losses that are left as they are."""
+    real = loop.make_accelerator
+
+    def make(config):
+        accelerator = real(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        return accelerator
+
+    monkeypatch.setattr(loop, "make_accelerator", make)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_clip(config, train_here, monkeypatch):
@@ -75,18 +113,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_clip(config, trai
     assert [path.name for path in list_checkpoints(run.output / "checkpoints")][-1] == "step-000003"
 
 
-def test_such_steps_can_be_skipped_each_with_its_clips(config, train_here, monkeypatch, caplog):
-    whole = config("whole", steps=6, on_nonfinite="skip", log_every=1)
-    spoiling(monkeypatch, {2, 3})
+@pytest.mark.parametrize("saved", [1, 100])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_clips_of_its_step(
+    config, train_here, monkeypatch, saved
+):
+    """Whether the log is written first or a checkpoint."""
+    spoiling(monkeypatch, {2}, gradient_only=True)
+    run = config(steps=6, log_every=6, checkpoint={"every": saved})
+    with pytest.raises(
+        FloatingPointError, match=r"a gradient was not finite: clip linear-\S+ .* at step 2: loss 0\.\d+;"
+    ):
+        train_here(run)
+    assert [path.name for path in list_checkpoints(run.output / "checkpoints")][-1:] == ["step-000002"][: saved == 1]
+
+
+@pytest.mark.parametrize("scaler", [False, True])
+def test_such_steps_can_be_skipped_and_are_told_with_their_clips(
+    config, train_here, monkeypatch, caplog, capsys, request, scaler
+):
+    if scaler:
+        request.getfixturevalue("scaled")
+    spoiling(monkeypatch, {2, 3, 5})
     with caplog.at_level(logging.WARNING):
-        patch = train_here(whole)
+        patch = train_here(config("whole", steps=6, on_nonfinite="skip"))
     said = [record.message for record in caplog.records if "skipped" in record.message]
-    assert [message.split(",")[0] for message in said] == ["step 2 skipped", "step 3 skipped"]
-    assert all("clip linear-" in message for message in said)
+    assert [message.split(",")[0] for message in said] == ["step 2 and 1 after it skipped", "step 5 skipped"]
+    assert all("a loss was not finite: clip linear-" in message for message in said)
+    assert "step 4 of 6: loss nan" in capsys.readouterr().out
     assert read_card(patch).training_steps == 6
     spoiling(monkeypatch, set(range(100)))
-    with pytest.raises(FloatingPointError, match="20 steps in a row"):
+    with pytest.raises(FloatingPointError, match=r"the last 20 steps were skipped: .*clip linear-"):
         train_here(config("hopeless", steps=40, on_nonfinite="skip"))
+
+
+def test_a_scaler_skips_gradients_and_losses_stop_the_run(config, train_here, monkeypatch, scaled, caplog):
+    spoiling(monkeypatch, {2}, gradient_only=True)
+    with caplog.at_level(logging.WARNING):
+        assert read_card(train_here(config("overflow", steps=4))).training_steps == 4
+    assert any("step 2 skipped, a gradient was not finite: clip linear-" in one.message for one in caplog.records)
+    spoiling(monkeypatch, {3})
+    with pytest.raises(FloatingPointError, match=r"a loss was not finite: clip \S+ .* at step 3"):
+        train_here(config("lost", steps=4))
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_from_the_checkpoint_before(config, train_elsewhere, tmp_path):
@@ -106,12 +173,35 @@ def test_a_full_disk_is_said_and_the_run_goes_on_from_the_checkpoint_before(conf
     )
     assert full.returncode == 2
     assert "step-000004 was not saved:" in full.stderr
-    assert "Those before it are whole" in full.stderr
+    assert "The checkpoints before it are whole" in full.stderr
     assert [path.name for path in list_checkpoints(run.output / "checkpoints")] == ["step-000002"]
     assert not list((run.output / "checkpoints").glob(".*"))
     code, out, err = finish(train_elsewhere(run))
     assert code == 0, err
     assert "resumed from" in out
+
+
+@pytest.mark.parametrize("name", ["best", "patch"])
+def test_a_patch_that_does_not_fit_the_disk_is_said_with_its_folder(config, train_here, monkeypatch, name):
+    """Of a run whose checkpoints still did fit."""
+    real = saver.save_patch
+
+    def save(folder, *args):
+        if folder.name != name:
+            return real(folder, *args)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        try:
+            return real(folder, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(saver, "save_patch", save)
+    run = config(steps=2, validation={"every": 1, "pairs": 1, "num_inference_steps": 1})
+    with pytest.raises(OSError, match=rf"run/{name} was not saved: .*make room if the disk is full, and run again"):
+        train_here(run)
+    monkeypatch.undo()
+    assert read_card(train_here(run)).training_steps == 2
 
 
 def finish(process, seconds=180):
@@ -166,13 +256,79 @@ def test_lost_processes_are_told_from_other_errors(error, said):
 
 
 def test_a_lost_rank_is_said_by_those_that_are_left(config, train_elsewhere):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     run = config(steps=100_000, checkpoint={"every": 5, "keep": 1})
-    process = train_elsewhere(run, launcher, ACCELERATE_USE_CPU="true")
+    process = train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true")
     wait_for_checkpoint(run, process)
     ranks = {rank.environ()["RANK"]: rank for rank in psutil.Process(process.pid).children()}
     ranks["0"].send_signal(signal.SIGKILL)
     code, _, err = finish(process)
     assert code != 0
-    assert "trfpp train: another of the 2 processes is gone" in err
+    assert "trfpp train (rank 1): another of the 2 processes is gone" in err
     assert list_checkpoints(run.output / "checkpoints")
+
+
+PROGRAM = """
+import os, sys
+from contextlib import contextmanager
+from dataclasses import replace
+from trfpp.train.__main__ import main
+from trfpp.train.objective import Objective
+
+real = Objective.losses
+
+@contextmanager
+def spoil(self, model, unet, batch, step):
+    with real(self, model, unet, batch, step) as found:
+        factor = float("nan") if step == 3 and os.environ["RANK"] == "1" else 1.0
+        yield replace(found, total=found.total * factor, rows=found.rows * factor)
+
+Objective.losses = spoil
+raise SystemExit(main(sys.argv[-1:]))
+"""
+
+
+def test_the_first_bad_step_is_named_whichever_rank_had_it(config, train_elsewhere, tmp_path):
+    """Its gradient spoils the weights of both, and with them all later losses of the other rank too."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = train_elsewhere(
+        config(steps=12, log_every=12, checkpoint={"every": 100}),
+        (*TORCHRUN, str(tmp_path / "program.py")),
+        ACCELERATE_USE_CPU="true",
+    )
+    code, _, err = finish(process)
+    assert code != 0
+    said = [line for line in err.splitlines() if line.startswith("trfpp train (rank ")]
+    assert said
+    assert all("a loss was not finite: clip linear-" in line for line in said)
+    assert all(line.count("at step") == line.count("at step 3: loss nan") == 1 for line in said)
+
+
+def test_what_one_rank_alone_sees_is_said_by_it(config, dataset, train_elsewhere, tmp_path):
+    """A clip that is gone from the cache, which the first step takes to the second rank."""
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    cache = find_cache(data, "miniature", None)
+    run = config(data=data, steps=2)
+    samples = setup.make_samples(run, cache, "train", per_step=2)
+    (cache / f"{samples.clip_of(1).clip_id}.safetensors").unlink()
+    code, _, err = finish(train_elsewhere(run, TORCHRUN, ACCELERATE_USE_CPU="true"))
+    assert code != 0
+    assert f"trfpp train (rank 1): {cache}" in err
+
+
+def test_ranks_that_would_start_from_different_steps_are_refused(config, train_here, train_elsewhere, tmp_path):
+    """Each has an output folder of its own; only the first one's holds a checkpoint."""
+    run = config(steps=2, gradient_accumulation=2)
+    train_here(run)
+    (tmp_path / "apart.py").write_text(
+        "import os, sys\n"
+        "from trfpp.train.__main__ import main\n"
+        "own = [f'output={sys.argv[1]}/other'] if os.environ['RANK'] == '1' else []\n"
+        "raise SystemExit(main([sys.argv[-1], *own]))\n"
+    )
+    more = run.model_copy(update={"steps": 4, "gradient_accumulation": 1})
+    words = (*TORCHRUN, str(tmp_path / "apart.py"), str(tmp_path))
+    code, _, err = finish(train_elsewhere(more, words, ACCELERATE_USE_CPU="true"))
+    assert code != 0
+    assert "rank 0 would start from step 2, rank 1 from step 0; give all processes one output folder" in err
+    assert not (tmp_path / "other" / "patch").exists()

@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -389,20 +387,12 @@ def test_a_failing_validation_loses_no_checkpoint(config, train_here, monkeypatc
     assert [path.name for path in (run.output / "checkpoints").iterdir()] == ["step-000001"]
 
 
-def test_weights_that_are_not_finite_are_not_saved(config, train_here, monkeypatch):
-    real, calls = Objective.losses, []
-
-    @contextmanager
-    def spoil(*args):
-        calls.append(1)
-        with real(*args) as losses:
-            yield replace(losses, total=losses.total * (float("nan") if len(calls) == 3 else 1))
-
-    monkeypatch.setattr(Objective, "losses", spoil)
-    run = config(steps=6, log_every=6, checkpoint={"every": 1, "keep": 2})
-    with pytest.raises(FloatingPointError, match="not finite at step 3, which was not saved"):
+def test_weights_that_are_not_finite_are_not_saved(config, train_here):
+    """At a rate that no float32 can hold, which no loss or gradient shows."""
+    run = config(steps=6, log_every=6, checkpoint={"every": 1, "keep": 2}, optim={"lr": 1e39, "warmup_steps": 0})
+    with pytest.raises(FloatingPointError, match="not finite at step 1, which was not saved"):
         train_here(run)
-    assert sorted(path.name for path in (run.output / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert not (run.output / "checkpoints").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(config, train_here):
