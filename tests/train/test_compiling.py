@@ -58,10 +58,9 @@ def test_losses_are_the_same_and_blocks_are_whole_graphs(tiny_model):
         assert 0 < counters["frames"]["ok"] == counters["frames"]["total"] < 8  # blocks of one shape share their code
 
 
+@torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True)
 def test_every_shape_of_clips_is_compiled_for(tiny_model, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     unet = load_component(tiny_model, "unet").train()
     inject_patch(unet, targets="all", rank=2, alpha=2.0)
