@@ -1,16 +1,14 @@
 """Bounded generation with both directions in one UNet call, against the low-memory way of four calls.
 
-    python bench/sample.py [MODEL] [PAIRS_OF_RUNS]
-
-MODEL is `miniature` (the default), an SVD folder or a hub id. The two ways alternate and the ratio is taken pair by
+MODEL is `miniature`, an SVD folder or a hub id. The two ways alternate and the ratio is taken pair by
 pair, so a machine whose speed drifts does not favour one. Prints one table and saves it beside this file.
 """
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
-import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -71,7 +69,10 @@ def measure(model: str, runs: int) -> str:
 
 
 if __name__ == "__main__":
-    model = sys.argv[1] if len(sys.argv) > 1 else "miniature"
-    table = measure(model, int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="miniature")
+    parser.add_argument("--runs", type=int, default=5, help="runs of either way (default: %(default)s)")
+    told = parser.parse_args()
+    table = measure(told.model, told.runs)
     print(table)
     (Path(__file__).parent / f"sample-{best_device().type}.md").write_text(table, encoding="utf-8")

@@ -1,9 +1,7 @@
 """Steps of LoRA training from cached conditioning, against the way the public trainer of SVD works; see `ways`.
 
-    python bench/train.py [MODEL] [PAIRS_OF_RUNS] [STEPS_A_RUN]
-
-MODEL is `miniature` (the default; in float32), or `svd-xt`, which is SVD-XT's full size with random weights (for a GPU;
-bfloat16, activations recomputed, 25 frames of 576x1024 and 14 of 320x576).
+MODEL is `miniature` (in float32), or `svd-xt`, which is SVD-XT's full size with random weights (for a GPU; bfloat16,
+activations recomputed, 25 frames of 576x1024 and 14 of 320x576).
 
 The losses of both ways must be the same, and are compared. Each run starts from the first weights; runs of the ways
 alternate and ratios are taken pair by pair. Prints one table and saves it beside this file.
@@ -11,10 +9,10 @@ alternate and ratios are taken pair by pair. Prints one table and saves it besid
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -141,7 +139,7 @@ def _estimated(way: str, case: Case) -> int:
     return estimate(config, unet, (case.frames, channels, case.height // 8, case.width // 8)).total
 
 
-def main(model: str = "miniature", pairs: int = 5, steps: int = 8) -> str:
+def main(model: str, pairs: int, steps: int) -> str:
     """The whole table."""
     device = best_device().type
     big = model == "svd-xt"
@@ -164,6 +162,11 @@ def main(model: str = "miniature", pairs: int = 5, steps: int = 8) -> str:
 
 if __name__ == "__main__":
     hide_loading_bars()
-    table = main(*sys.argv[1:2], *map(int, sys.argv[2:4]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="miniature", choices=("miniature", "svd-xt"))
+    parser.add_argument("--pairs", type=int, default=5, help="runs of either way (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="steps a run (default: %(default)s)")
+    told = parser.parse_args()
+    table = main(told.model, told.pairs, told.steps)
     print(table)
     (Path(__file__).parent / f"train-{best_device().type}.md").write_text(table, encoding="utf-8")
