@@ -165,12 +165,18 @@ def load_clips(folder: str | Path, split: Split = "train") -> datasets.Dataset:
     """The clips of one split of a dataset written by `prepare`; validation may be empty.
 
     Raises:
-        ValueError: if the folder is no such dataset.
+        ValueError: if the folder is no such dataset, or another version's.
     """
     folder = Path(folder)
     if not (folder / REPORT_FILE).is_file():
         raise ValueError(f"{folder}: not a clip dataset, {REPORT_FILE} is missing; make one with `trfpp prep`.")
-    return datasets.load_from_disk(str(folder / split))
+    clips = datasets.load_from_disk(str(folder / split))
+    if missing := [name for name in FEATURES if name not in clips.column_names]:
+        raise ValueError(
+            f"{folder}: made by another version of trfpp, its clips have no {', '.join(missing)}; make it again with "
+            "`trfpp prep` and overwrite=true."
+        )
+    return clips
 
 
 def clip_frames(row: dict[str, Any]) -> np.ndarray:

@@ -155,6 +155,20 @@ def test_motion_bounds_leave_clips_out(source, tmp_path):
     assert "motion of all its 3 clips" in report.skipped["speed 0.mp4"]
 
 
+def test_a_dataset_without_what_is_measured_now_is_refused(footage, tmp_path):
+    (tmp_path / "videos").mkdir()
+    footage.encode(tmp_path / "videos" / "one.mp4", footage.numbered(12, 32, 32))
+    output = tmp_path / "clips"
+    prepare(tmp_path / "videos", output, fps=None, progress=False, num_frames=4, height=32, width=32, holdout=0)
+    load_clips(output).remove_columns("bound_flow").save_to_disk(str(tmp_path / "old"))
+    shutil.rmtree(output / "train")
+    (tmp_path / "old").rename(output / "train")
+    with pytest.raises(
+        ValueError, match="made by another version of trfpp, its clips have no bound_flow; make it again"
+    ):
+        load_clips(output)
+
+
 def load_clips_of(source, output, **settings):
     prepare(source, output, **{**SMALL, **settings})
     return load_clips(output)
