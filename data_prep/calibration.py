@@ -25,7 +25,7 @@ FEWEST_CLIPS = 8
 RIDGE = 1.0
 """Weight of the penalty on slopes, in clips: few clips give a flat line."""
 PARTS = 5
-"""Of the cross-validation."""
+"""Of the cross-validation, or as many as there are films."""
 
 
 def distance(start: np.ndarray, end: np.ndarray) -> tuple[float, float]:
@@ -44,7 +44,11 @@ def distance(start: np.ndarray, end: np.ndarray) -> tuple[float, float]:
 
 
 def calibrate(
-    distances: Sequence[tuple[float, float]], scores: Sequence[float], fps: Sequence[float], frames: Sequence[int]
+    distances: Sequence[tuple[float, float]],
+    scores: Sequence[float],
+    fps: Sequence[float],
+    frames: Sequence[int],
+    films: Sequence[str],
 ) -> Calibration | None:
     """Learn from clips what the distance of their bounds says; `None` of fewer than `FEWEST_CLIPS` moving ones.
 
@@ -53,6 +57,7 @@ def calibrate(
         scores: motion scores, see `motion.motion_score`.
         fps: frames per second.
         frames: number of frames.
+        films: what each was cut from; clips of one film are alike, and do not prove each other.
     """
     moving = np.asarray(scores) > 0
     if moving.sum() < FEWEST_CLIPS:
@@ -60,7 +65,8 @@ def calibrate(
     logs = _logs(np.asarray(distances)[moving])
     rates, steps = np.asarray(fps, float)[moving], np.asarray(frames)[moving] - 1
     ways = np.log(np.asarray(scores)[moving] * steps / rates)
-    (way, way_told), (rate, rate_told) = (_line(logs, target) for target in (ways, np.log(rates)))
+    _, film = np.unique(np.asarray(films)[moving], return_inverse=True)
+    (way, way_told), (rate, rate_told) = (_line(logs, target, film % PARTS) for target in (ways, np.log(rates)))
     return Calibration(
         clips=int(moving.sum()),
         nearest=tuple(logs.min(0)),
@@ -99,14 +105,15 @@ def _at(line: Sequence[float], logs: np.ndarray) -> np.ndarray:
     return np.asarray(constant + logs @ slopes)
 
 
-def _line(logs: np.ndarray, target: np.ndarray) -> tuple[tuple[float, ...], float]:
-    """The line through the points, and the share of the variance that it explains of points it has not seen."""
-    part = np.arange(len(target)) % PARTS
+def _line(logs: np.ndarray, target: np.ndarray, part: np.ndarray) -> tuple[tuple[float, ...], float]:
+    """The line through the points, and the share of the variance that it explains of parts it has not seen."""
+    variance, parts = float(target.var()), np.unique(part)
+    if len(parts) == 1:
+        return _through(logs, target), 0.0
     unseen = np.concatenate([
         target[part == own] - _at(_through(logs[part != own], target[part != own]), logs[part == own])
-        for own in range(PARTS)
+        for own in parts
     ])  # fmt: skip
-    variance = float(target.var())
     # Not below 0: where distances tell nothing, a line is hardly worse than the mean.
     told = max(0.0, 1 - float(np.mean(unseen**2)) / variance) if variance > 1e-12 else 0.0
     return _through(logs, target), told

@@ -25,9 +25,9 @@ from ..data_prep.writing import write_video
 from ..trf.replace import replacing
 from .cases import Case, Footage, batches, cases_of, films_of, footage_of
 from .evaluation import SHEET_FILE, SUMMARY_FILE, VIDEOS_FOLDER, Row, begin, metrics_of, recipe_of, resume, write_rows
-from .generate import PAIR_SETTINGS
 from .makers import Made, maker_of
 from .measures import FilmTruth, measure, measure_film
+from .pair_settings import PAIR_SETTINGS
 from .record import device_of, on_its_model, versions
 from .sheets import contact_sheet
 from .statistics import mean_interval

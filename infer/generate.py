@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,16 +22,14 @@ from diffusers import AutoencoderKLTemporalDecoder
 from tqdm.auto import tqdm
 
 from ..data_prep.bounds import Pair, read_manifest
-from ..data_prep.calibration import distance, estimate
-from ..data_prep.frames import FitMode, fit_image, load_image
+from ..data_prep.frames import fit_image, load_image
 from ..data_prep.writing import write_frames, write_video
 from ..trf.base import empty_unet, load_config
-from ..trf.patch import Calibration
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.replace import replacing
 from ..trf.schedule import unet_calls
-from ..trf.settings import SamplerSettings, resolve
 from ..trf.strategies import STRATEGIES
+from .pair_settings import settings_of
 from .record import (
     DTYPES,
     RECORD_FILE,
@@ -50,9 +48,6 @@ from .record import (
 
 if TYPE_CHECKING:
     from ..configs.schema import InferConfig, SamplingConfig
-
-PAIR_SETTINGS = ("fps", "motion_bucket_id", "num_frames", "height", "width")
-"""Sampler settings a manifest can give for each pair."""
 
 
 class PairsFailed(ValueError):
@@ -203,49 +198,6 @@ def _pairs(config: InferConfig) -> list[Pair]:
     assert config.start is not None
     assert config.end is not None
     return [Pair(id=f"{config.start.stem}-{config.end.stem}", start=config.start, end=config.end)]
-
-
-def settings_of(
-    config: SamplingConfig, pipe: TimeReversalFusionPipeline, pair: Pair | None = None
-) -> tuple[SamplerSettings, dict[str, str]]:
-    """Sampler settings, of one pair if given, and where each came from: see `generate`."""
-    auto = config.sampler.measured
-    caller = {name: value for name, value in config.sampler.model_dump(exclude={*auto}).items() if value is not None}
-    own = {name: getattr(pair, name) for name in PAIR_SETTINGS if pair and name not in auto}
-    own = {name: value for name, value in own.items() if value is not None}
-    settings, sources = resolve({**own, **caller}, pipe.recommended, pipe.native)
-    sources |= dict.fromkeys(own.keys() - caller.keys(), "manifest")
-    if not auto:
-        return settings, sources
-    if pipe.calibration is None:
-        raise ValueError(
-            f"sampler.{auto[0]}=auto: no patch is loaded whose card holds a calibration (patches trained by this "
-            "version have one if their clips moved); give a number."
-        )
-    if pair is not None:
-        settings = measured(pair, settings, auto, pipe.calibration, config.fit)
-    return settings, sources | dict.fromkeys(auto, "measured")
-
-
-def measured(
-    pair: Pair, settings: SamplerSettings, names: Collection[str], calibration: Calibration, fit: FitMode
-) -> SamplerSettings:
-    """Settings of a pair, `fps` and `motion_bucket_id` as its images and the patch's clips have it, where asked for.
-
-    Raises:
-        ValueError: for an image that cannot be read.
-    """
-    start, end = (
-        np.asarray(fit_image(load_image(path), settings.height, settings.width, fit))
-        for path in (pair.start, pair.end)
-    )  # fmt: skip
-    known = None if "fps" in names else settings.fps
-    fps, bucket = estimate(calibration, distance(start, end), settings.num_frames, known)
-    return replace(
-        settings,
-        fps=round(fps, 2) if "fps" in names else settings.fps,
-        motion_bucket_id=round(bucket, 1) if "motion_bucket_id" in names else settings.motion_bucket_id,
-    )
 
 
 def _from(job: Job, source: str) -> list[str]:

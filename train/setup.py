@@ -161,6 +161,7 @@ def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -
             clips["motion_score"],
             clips["fps"],
             [len(indices) for indices in clips["frame_indices"]],
+            clips["video"],
         ),
         sampler=config.sampler.model_dump(exclude_none=True),
         training_digest=hashlib.sha256(resolved.encode()).hexdigest(),

@@ -102,20 +102,20 @@ class BoundedDenoiser:
     def _forward(self, inputs: Tensor, embeddings: Tensor, level: int, ways: Sequence[Way]) -> Tensor:
         """The UNet's output for all rows, float32."""
         ids = self.ids.repeat(len(inputs) // len(self.ids), 1)
-        turned = torch.arange(len(inputs)) >= (len(inputs) // len(ways) if ways[0] == "forward" else 0)
+        running_forward = len(inputs) // len(ways) if ways[0] == "forward" else 0
         size = self.rows_per_forward or len(inputs)
         outputs = []
-        for *part, backward in zip(inputs.split(size), embeddings.split(size), ids.split(size), turned.split(size)):
-            halves = int((~backward).sum()), int(backward.sum())
+        for start in range(0, len(inputs), size):
+            part = slice(start, start + size)
+            rows = len(inputs[part])
+            forward = min(max(running_forward - start, 0), rows)
+            halves = forward, rows - forward
             with ExitStack() as contexts:
                 contexts.enter_context(on_halves(self.unet, *halves))
                 if self.rotated:
                     contexts.enter_context(rotated_attention(self.unet, *halves))
-                own_inputs, own_embeddings, own_ids = part
-                outputs.append(
-                    self.unet(
-                        own_inputs, self.timesteps[level], own_embeddings, added_time_ids=own_ids, return_dict=False
-                    )[0].float()
-                )
+                outputs.append(self.unet(
+                    inputs[part], self.timesteps[level], embeddings[part], added_time_ids=ids[part], return_dict=False
+                )[0].float())  # fmt: skip
             self.forwards += 1
         return torch.cat(outputs)

@@ -380,6 +380,8 @@ def _warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteratio
 
 def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) -> Sequence[float | None]:
     """A setting of each pair, from one number for all of them or one for each."""
+    if isinstance(value, str):
+        raise ValueError(f"{name}={value!r}: give numbers; docs/sampling.md shows how to measure them of the bounds.")
     values = [value] * num_pairs if value is None or isinstance(value, int | float) else list(value)
     if len(values) != num_pairs:
         raise ValueError(f"{name}: {len(values)} numbers for {num_pairs} pairs; give one, or one for each.")

@@ -65,10 +65,13 @@ def test_every_shape_of_clips_is_compiled_for(tiny_model, monkeypatch):
     unet = load_component(tiny_model, "unet").train()
     inject_patch(unet, targets="all", rank=2, alpha=2.0)
     shapes = [(frames, side) for frames in (3, 4, 5) for side in (8, 16)]
+    counters.clear()
     compile_blocks(unet, len(shapes))
     for frames, side in shapes:
         inputs = torch.zeros(1, frames, 8, side, side), torch.tensor(0.5), torch.zeros(1, 1, 32), torch.zeros(1, 3)
         unet(*inputs).sample.mean().backward()
+    found = counters["frames"]
+    assert found["ok"] == found["total"] >= 2 * len(shapes)  # both kinds of block for each, and none given up
 
 
 def test_a_run_is_compiled_and_its_validation_is_not(config, train_here):

@@ -343,6 +343,7 @@ def test_the_scheduler_is_left_alone(pipe):
         ({"fps": [7, 8]}, "fps: 2 numbers for 1 pairs"),
         ({"fps": [0]}, "fps=0"),
         ({"motion_bucket_id": []}, "motion_bucket_id: 0 numbers for 1 pairs"),
+        ({"fps": "auto"}, "fps='auto': give numbers;"),
     ],
 )
 def test_bad_calls_say_what_is_wrong(pipe, arguments, named):
