@@ -20,6 +20,7 @@ from .fusion import disagreement, guide, reverse_time
 from .halves import on_halves
 from .samplers import Estimate
 from .schedule import Way
+from .windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class BoundedDenoiser:
     """Rotate the temporal attention of the backward rows."""
     rows_per_forward: int | None = None
     """Rows that the UNet sees at a time; all by default."""
+    apart: bool = False
+    """Count the UNet calls of every video: they are parts of one."""
     on_calls: Callable[[int], Any] = lambda calls: None
     """Told the number of UNet calls that were done: directions, whatever was batched together."""
     calls: int = 0
@@ -68,8 +71,7 @@ class BoundedDenoiser:
         scaled = preconditioning(self.sigmas[scaled_as]).c_in * x
         inputs, embeddings = zip(*(self._rows(way, scaled) for way in ways))
         v = self._forward(torch.cat(inputs), torch.cat(embeddings), level, ways)
-        self.calls += len(ways)
-        self.on_calls(len(ways))
+        self._count(len(ways) * (len(x) if self.apart else 1))
         estimates: dict[Way, Estimate] = {}
         for way, rows in zip(ways, v.chunk(len(ways))):
             free, guided = rows.chunk(2) if self._unconditional else (None, rows)
@@ -84,6 +86,10 @@ class BoundedDenoiser:
         if len(ways) == 2:
             self.disagreements.append(disagreement(estimates["forward"].guided, estimates["backward"].guided))
         return estimates
+
+    def _count(self, calls: int) -> None:
+        self.calls += calls
+        self.on_calls(calls)
 
     @property
     def _unconditional(self) -> bool:
@@ -119,3 +125,28 @@ class BoundedDenoiser:
                 )[0].float())  # fmt: skip
             self.forwards += 1
         return torch.cat(outputs)
+
+
+@dataclass(kw_only=True)
+class WindowedDenoiser:
+    """A `samplers.Denoise` of one long film, `x` of `[1, N, C, h, w]`, seen through windows; see `windows`."""
+
+    denoise: BoundedDenoiser
+    """Its videos are the windows of a direction."""
+    windows: Mapping[Way, Windows]
+
+    def __call__(self, x: Tensor, level: int, ways: Sequence[Way], scaled_as: int) -> dict[Way, Estimate]:
+        """Estimates of the film from the windows of each direction; frames that none of them sees are zero."""
+        return {way: self._film(x, level, way, scaled_as) for way in ways}
+
+    def shares(self, x: Tensor) -> Tensor:
+        """Share of the forward windows in each frame, `[1, N, 1, 1, 1]`: the fusion weights."""
+        forward = self.windows["forward"]
+        return forward.mix(x.new_zeros(*forward.frames.shape, 1, 1, 1), x.shape[1])[1]
+
+    def _film(self, x: Tensor, level: int, way: Way, scaled_as: int) -> Estimate:
+        windows = self.windows[way]
+        seen = x[0][windows.frames]  # in the windows' own order, which `denoise` wants turned for the backward ones
+        made = self.denoise(seen if way == "forward" else reverse_time(seen), level, (way,), scaled_as)[way]
+        film, _ = windows.mix(made.guided, x.shape[1])
+        return Estimate(film if way == "forward" else reverse_time(film))

@@ -5,7 +5,6 @@ Shapes: B pairs times videos per pair, F frames, latents `[B, F, C, h, w]`.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,22 +19,23 @@ from torch import Tensor
 
 from .attention import one_token_attention
 from .base import model_location
-from .conditioning import encode_clip, encode_condition, micro_conditioning
+from .codec import DECODE_OVERLAP, CodecMixin
+from .conditioning import micro_conditioning
 from .denoiser import BoundedDenoiser, Condition
 from .draws import Generators, noise_source, unit_noise
 from .fusion import frame_guidance
-from .images import Images, count_pairs, to_pixels, to_rgb
+from .images import Images, count_pairs
 from .patch_mixin import PatchesMixin
 from .samplers import Bounds, sample
 from .schedule import WAYS, Iteration, count, unet_calls
 from .settings import RENOISING, SamplerSettings, resolve
 from .strategies import STRATEGIES
+from .through import Course, FilmSampler
 from .two_unets import BACKWARD_FOLDER, TwoUNets
 
 logger = logging.getLogger(__name__)
 
-DECODE_OVERLAP = 2
-"""Frames beyond a chunk that its decoding sees: with one the seams are half as strong as without, with two a sixth."""
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass
@@ -60,7 +60,7 @@ class TimeReversalFusionOutput(BaseOutput):
     iterations; none where a sampler fuses nothing."""
 
 
-class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
+class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
     """Generates the video between two given frames with Stable Video Diffusion (TRF, arXiv 2403.14611).
 
     Loads any SVD model: `TimeReversalFusionPipeline.from_pretrained(folder_or_hub_id_or_"miniature")`.
@@ -103,52 +103,70 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             pipe.register_modules(unet=TwoUNets(pipe.unet, second))
         return pipe
 
-    @property
-    def native(self) -> dict[str, Any]:
-        """Size and number of frames the base model was made for."""
-        size = self.unet.config.sample_size
-        frames = {"num_frames": self.unet.config.num_frames}
-        # SVD's own config says 96 (768 x 768), but it was trained, and is used, at 576 x 1024: the default.
-        if size is None or size == 96:
-            return frames
-        height, width = (size, size) if isinstance(size, int) else size
-        return {**frames, "height": height * self.vae_scale_factor, "width": width * self.vae_scale_factor}
+    @torch.no_grad()
+    def through(
+        self,
+        keyframes: Sequence[Images],
+        times: Sequence[int],
+        *,
+        film_frames: int | None = None,
+        closed: bool = False,
+        generator: torch.Generator | None = None,
+        low_memory: bool = False,
+        decode_chunk_size: int = 8,
+        output_type: str = "pil",
+        **settings: Any,
+    ) -> TimeReversalFusionOutput:
+        """Generate one film, of any length, through any number of keyframes.
 
-    def encode_bound(
-        self, image: Images, settings: SamplerSettings, aug_noise: Tensor, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """CLIP embedding `[B, 1, D]` and conditioning latents `[B, 1, C, h, w]` of a bound, in the UNet's dtype."""
-        image = to_rgb(image)
-        pixels = to_pixels(image).to(device)
-        embedding = encode_clip(pixels, self.image_encoder, self.feature_extractor)
-        resized = self.video_processor.preprocess(image, height=settings.height, width=settings.width).to(device)
-        latents = encode_condition(resized + settings.noise_aug_strength * aug_noise, self.vae)
-        return embedding.to(self.unet.dtype), latents.unsqueeze(1).to(self.unet.dtype)
-
-    def encode_clean(self, image: Images, settings: SamplerSettings, device: torch.device) -> Tensor:
-        """Scaled latents of a bound without noise, `[B, C, h, w]` float32: what a sampler anchors a frame to."""
-        pixels = self.video_processor.preprocess(to_rgb(image), height=settings.height, width=settings.width).to(device)
-        return encode_condition(pixels, self.vae) * self.vae.config.scaling_factor
-
-    def decode_latents(self, latents: Tensor, decode_chunk_size: int, overlap: int = DECODE_OVERLAP) -> Tensor:
-        """Frames `[B, F, 3, H, W]` in [-1, 1], float32, `decode_chunk_size` of them at a time.
-
-        The decoder mixes neighbouring frames, so a chunk is decoded with its neighbours, which are then left out.
-        In the VAE's own precision, as stock SVD decodes: `force_upcast` concerns its encoder.
+        The model sees windows of `num_frames` frames, which begin at keyframes, run either way and pass their
+        neighbours, so motion goes on through them (see `windows`). Where keyframes are too far apart for that, a film
+        with fewer frames is made first. The keyframes are exactly in place, in latents.
 
         Args:
-            latents: scaled, `[B, F, C, h, w]`.
-            decode_chunk_size: frames that come out at a time.
-            overlap: frames decoded beyond them on either side.
+            keyframes: K images: PIL, or tensors `[1, 3, H, W]` in [0, 1].
+            times: their frames in the film, rising from 0.
+            film_frames: frames of the film, N; a closed one's are said, another's end with the last keyframe.
+            closed: after its last frame the film goes on with its first.
+            generator: source of every draw.
+            low_memory: forward passes of one row each, in place of up to four.
+            decode_chunk_size: see `__call__`; so for `output_type`.
+            output_type: `pil`, `np`, `pt` or `latent`.
+            settings: fields of `SamplerSettings`, resolved as by `__call__`.
+
+        Raises:
+            ValueError: for keyframes, times or settings that cannot work.
         """
-        frames = []
-        for video in (latents / self.vae.config.scaling_factor).to(self.vae.dtype):
-            for start in range(0, len(video), decode_chunk_size):
-                before = min(start, overlap)
-                chunk = video[start - before : start + decode_chunk_size + overlap]
-                decoded = self.vae.decode(chunk, num_frames=len(chunk)).sample
-                frames.append(decoded[before : before + decode_chunk_size].float())
-        return torch.cat(frames).unflatten(0, latents.shape[:2])
+        if len(keyframes) != len(times):
+            raise ValueError(f"{len(keyframes)} keyframes, but {len(times)} times: give one each.")
+        if film_frames is None and closed:
+            raise ValueError("closed=True: say film_frames, for its last frame is no keyframe.")
+        course = Course(times=tuple(times), frames=film_frames or times[-1] + 1, closed=closed)
+        resolved, sources = resolve(settings, self.recommended, self.native)
+        self.latent_shape(resolved, 1)
+        course.check_settings(resolved)
+        if self.rotated_attention:
+            raise ValueError("a patch with rotated attention needs pairs; a film through keyframes has other windows.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
+        _warn_of_what_is_left_out(resolved, STRATEGIES[resolved.sampler].plan(resolved))
+
+        calls = course.unet_calls(resolved)
+        with self.progress_bar(total=calls) as progress, one_token_attention(self.unet):
+            sampler = FilmSampler(
+                pipe=self, settings=resolved, generator=generator, rows_per_forward=1 if low_memory else 4,
+                decode_chunk_size=decode_chunk_size, on_calls=progress.update,
+            )  # fmt: skip
+            x = sampler.film(keyframes, course)
+        frames: Any = x
+        if output_type != "latent":
+            decoded = self.decode_film(x, decode_chunk_size, closed=closed)
+            frames = self.video_processor.postprocess_video(decoded.transpose(1, 2), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return TimeReversalFusionOutput(
+            frames=frames, settings=resolved, pair_settings=[resolved], sources=sources, unet_calls=calls,
+            unet_forwards=sampler.forwards, disagreement=None,
+        )  # fmt: skip
 
     @torch.no_grad()
     def __call__(
@@ -250,8 +268,8 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs={callback_on_step_end_tensor_inputs}: only 'latents' exists."
             )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type={output_type!r}: choose pil, np, pt or latent.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
         strategy = STRATEGIES[settings.sampler]
         plan = strategy.plan(settings)
         one_way = any(len(WAYS[iteration.kind]) == 1 for iteration in plan)
@@ -261,10 +279,7 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
         device = self._execution_device
 
         # 2. Noise levels and plan; the scheduler is copied, for it keeps state
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(settings.num_inference_steps, device=device)
-        sigmas = scheduler.sigmas.to(device, torch.float32)
-        timesteps = scheduler.timesteps.to(device)
+        scheduler, sigmas, timesteps = self.noise_levels(settings, device)
         _warn_of_what_is_left_out(settings, plan)
 
         # 3. Draws, in a fixed order: augmentation, start noise, then re-noising as it comes
@@ -348,20 +363,6 @@ class TimeReversalFusionPipeline(PatchesMixin, DiffusionPipeline):
                 f"rotated attention needs both directions in one UNet call, and sampler={settings.sampler!r} asks for "
                 "one at a time; choose trf or gi, or another patch."
             )
-
-    def latent_shape(self, settings: SamplerSettings, batch_size: int) -> torch.Size:
-        """Shape of the latents, `[B, F, C, h, w]`.
-
-        Raises:
-            ValueError: if height or width is no multiple of the VAE's scale factor.
-        """
-        factor = self.vae_scale_factor
-        if settings.height % factor or settings.width % factor:
-            raise ValueError(f"height={settings.height}, width={settings.width}: both must be multiples of {factor}.")
-        channels = self.unet.config.out_channels
-        return torch.Size(
-            (batch_size, settings.num_frames, channels, settings.height // factor, settings.width // factor)
-        )
 
 
 def _warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteration]) -> None:

@@ -67,6 +67,7 @@ def sample(
     cfg_plus: bool = False,
     noise_scale: float = 1.0,
     stale_scaling: bool = False,
+    hold: Callable[[Tensor], Tensor] = lambda film: film,
     observe: Observer = lambda number, iteration, x: x,
 ) -> Tensor:
     """Sample the film between two bounds.
@@ -83,6 +84,7 @@ def sample(
         noise_scale: factor on the re-noising noise.
         stale_scaling: reproduce a defect of TRF's release: the first denoising step after a re-noising run scales the
             model's input for the level the run started from.
+        hold: puts what is known of the film in its place in every fused estimate.
         observe: called after every iteration; may replace the latents.
 
     Returns:
@@ -99,6 +101,7 @@ def sample(
         else:
             estimates = denoise(x, step.start, WAYS[step.kind], step.start if scaled_as is None else scaled_as)
             x0_hat = combined(step, estimates, weights, bounds)
+            x0_hat = hold(x0_hat) if step.kind == "fused" else x0_hat
             x = step_towards(x, x0_hat, sigma, sigma_next, _free(step, estimates) if cfg_plus else None)
             scaled_as = None
         x = observe(number, step, x)

@@ -1,0 +1,157 @@
+"""A film through any number of keyframes, and of any length: TRF's fusion over windows of the model's length.
+
+Shapes: K keyframes, N frames of the film, F frames of a window, latents `[1, N, C, h, w]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .conditioning import micro_conditioning
+from .denoiser import BoundedDenoiser, Condition, WindowedDenoiser
+from .draws import noise_source, unit_noise
+from .fusion import frame_guidance
+from .images import Images
+from .samplers import sample
+from .schedule import Way, count, unet_calls
+from .settings import SamplerName, SamplerSettings
+from .strategies import STRATEGIES
+from .windows import Level, held, levels_of, ramps_of, starts_of, windows_of
+
+SAMPLERS: tuple[SamplerName, ...] = ("trf",)
+"""The samplers that can: those that do nothing but fuse both directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a film goes through."""
+
+    times: tuple[int, ...]
+    """Frames that are keyframes, rising from 0."""
+    frames: int
+    """Of the film. After the last one a closed film begins again."""
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.times) < 2 - self.closed:
+            raise ValueError("a film needs two keyframes or more; a closed one needs one.")
+        if self.times[0] != 0 or any(later <= earlier for earlier, later in pairwise(self.times)):
+            raise ValueError(f"times={list(self.times)}: must begin with 0 and rise.")
+        if self.closed and self.frames < self.times[-1] + 2:
+            raise ValueError(
+                f"a closed film of {self.frames} frames with a keyframe at {self.times[-1]} has nothing between that "
+                "and its beginning; make it longer."
+            )
+        if not self.closed and self.frames != self.times[-1] + 1:
+            raise ValueError(f"frames={self.frames}: a film ends at its last keyframe, at {self.times[-1]}.")
+
+    def levels(self, length: int) -> list[Level]:
+        """The films to make with windows of so many frames, one after the other."""
+        return levels_of(self.times, self.frames, length, closed=self.closed)
+
+    def check_settings(self, settings: SamplerSettings) -> None:
+        """Refuse settings that no film can be made with.
+
+        Raises:
+            ValueError: saying which.
+        """
+        if settings.sampler not in SAMPLERS:
+            raise ValueError(
+                f"sampler={settings.sampler!r}: a film through keyframes is made by {', '.join(SAMPLERS)}."
+            )
+        if settings.num_frames < 4:
+            raise ValueError(f"num_frames={settings.num_frames}: windows of a film need at least 4 frames.")
+
+    def unet_calls(self, settings: SamplerSettings) -> int:
+        """What they cost."""
+        windows = 0
+        for level in self.levels(settings.num_frames):
+            starts = starts_of(level.times, level.frames, settings.num_frames, closed=self.closed)
+            windows += len(starts) - (not self.closed)
+        return windows * unet_calls(STRATEGIES[settings.sampler].plan(settings))
+
+
+@dataclass(kw_only=True)
+class FilmSampler:
+    """Samples films with a pipeline's components."""
+
+    pipe: Any
+    """A `TimeReversalFusionPipeline`."""
+    settings: SamplerSettings
+    """Of which `num_frames` is F."""
+    generator: torch.Generator | None
+    """Source of every draw."""
+    rows_per_forward: int
+    """Rows that the UNet sees at a time."""
+    decode_chunk_size: int
+    """Frames the VAE decodes at a time."""
+    on_calls: Callable[[int], Any] = lambda calls: None
+    """Told the number of UNet calls that were done."""
+    forwards: int = 0
+    """Forward passes of the UNet so far."""
+
+    def film(self, keyframes: Sequence[Images], course: Course) -> Tensor:
+        """Latents of the film through keyframes, one image each: level by level, each through the last one's frames."""
+        device = self.pipe._execution_device
+        known = torch.cat([self.pipe.encode_clean(image, self.settings, device) for image in keyframes]).unsqueeze(0)
+        images, places = list(keyframes), list(range(len(keyframes)))
+        for number, level in enumerate(course.levels(self.settings.num_frames)):
+            if number:
+                decoded = self.pipe.decode_film(known, self.decode_chunk_size, closed=course.closed)[0]
+                images = list((decoded / 2 + 0.5).clamp(0, 1).unsqueeze(1))
+                for place, keyframe in zip(places, keyframes):
+                    images[place] = keyframe
+            known = self._level(images, known, level, device, closed=course.closed)
+            places = [level.times[place] for place in places]
+        return known
+
+    def _level(
+        self, images: Sequence[Images], known: Tensor, level: Level, device: torch.device, *, closed: bool
+    ) -> Tensor:
+        """A level's film through images whose clean latents are `known`, `[1, K, C, h, w]`."""
+        pipe, own = self.pipe, self.settings
+        forward, backward, (before, after) = windows_of(level.times, level.frames, own.num_frames, closed=closed)
+        num_windows, length = forward.frames.shape
+        scheduler, sigmas, timesteps = pipe.noise_levels(own, device)
+        plan = STRATEGIES[own.sampler].plan(own)
+
+        shape = (1, before + level.frames + after, *known.shape[2:])
+        aug_noise = unit_noise("aug_noise", None, (1, 3, own.height, own.width), self.generator, device)
+        x = unit_noise("latents", None, shape, self.generator, device) * scheduler.init_noise_sigma
+        renoising = noise_source("renoise_noise", None, count(plan, "renoise"), shape, self.generator, device)
+
+        starts = sorted({*forward.keyframes, *backward.keyframes})
+        shown = {number: pipe.encode_bound(images[number], own, aug_noise, device) for number in starts}
+        conditions: dict[Way, Condition] = {}
+        for way, windows in (("forward", forward), ("backward", backward)):
+            embeddings, latents = zip(*(shown[number] for number in windows.keyframes))
+            conditions[way] = Condition(embedding=torch.cat(embeddings), latents=torch.cat(latents))
+        fps = max(1.0, own.fps / level.stride)  # the model is told fps - 1, which is not negative
+        lowest, highest = own.min_guidance_scale, own.max_guidance_scale
+        denoise = BoundedDenoiser(
+            unet=pipe.unet,
+            conditions=conditions,
+            ids=micro_conditioning(fps, own.motion_bucket_id, own.noise_aug_strength, num_windows).to(device),
+            sigmas=sigmas,
+            timesteps=timesteps,
+            guidance=frame_guidance(lowest, highest, length, device) if highest > 1 else None,
+            rows_per_forward=self.rows_per_forward,
+            apart=True,
+            on_calls=self.on_calls,
+        )
+        windowed = WindowedDenoiser(denoise=denoise, windows={"forward": forward, "backward": backward})
+        at = torch.tensor(level.times, device=device) + before
+        ramps = ramps_of(level.times, level.frames, (before, after), closed=closed).to(device)
+        film = sample(
+            windowed, x, sigmas, plan, renoising,
+            weights=windowed.shares(x), noise_scale=own.noise_scale_ratio,
+            hold=lambda film: held(film, at, known, ramps),
+        )  # fmt: skip
+        self.forwards += denoise.forwards
+        return film[:, before : before + level.frames]
