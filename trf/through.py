@@ -22,7 +22,7 @@ from .samplers import sample
 from .schedule import Way, count, unet_calls
 from .settings import SamplerName, SamplerSettings
 from .strategies import STRATEGIES
-from .windows import Level, held, levels_of, ramps_of, starts_of, windows_of
+from .windows import Level, Windows, held, levels_of, ramps_of, starts_of, windows_of
 
 SAMPLERS: tuple[SamplerName, ...] = ("trf",)
 """The samplers that can: those that do nothing but fuse both directions."""
@@ -129,7 +129,8 @@ class FilmSampler:
         starts = sorted({*forward.keyframes, *backward.keyframes})
         shown = {number: pipe.encode_bound(images[number], own, aug_noise, device) for number in starts}
         conditions: dict[Way, Condition] = {}
-        for way, windows in (("forward", forward), ("backward", backward)):
+        both: dict[Way, Windows] = {"forward": forward, "backward": backward}
+        for way, windows in both.items():
             embeddings, latents = zip(*(shown[number] for number in windows.keyframes))
             conditions[way] = Condition(embedding=torch.cat(embeddings), latents=torch.cat(latents))
         fps = max(1.0, own.fps / level.stride)  # the model is told fps - 1, which is not negative
@@ -145,7 +146,7 @@ class FilmSampler:
             apart=True,
             on_calls=self.on_calls,
         )
-        windowed = WindowedDenoiser(denoise=denoise, windows={"forward": forward, "backward": backward})
+        windowed = WindowedDenoiser(denoise=denoise, windows=both)
         at = torch.tensor(level.times, device=device) + before
         ramps = ramps_of(level.times, level.frames, (before, after), closed=closed).to(device)
         film = sample(

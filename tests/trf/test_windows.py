@@ -2,6 +2,7 @@
 two keyframes a window apart are TRF; films through keyframes hold them, and continue where a closed one begins."""
 
 import random
+from itertools import pairwise
 
 import PIL.Image
 import pytest
@@ -51,7 +52,7 @@ def test_levels_lead_from_few_frames_to_all_of_them(course, length):
     for coarse, fine in zip([None, *levels], levels):
         assert len(fine.times) == (coarse.frames if coarse else len(course.times))
         ends = [*fine.times, fine.frames] if course.closed else fine.times
-        gaps = [b - a for a, b in zip(ends, ends[1:])]
+        gaps = [b - a for a, b in pairwise(ends)]
         assert min(gaps) >= 1
         assert max(gaps) <= (length - 1 if len(fine.times) == 2 and not course.closed else length // 2)
         starts = starts_of(fine.times, fine.frames, length, closed=course.closed)
