@@ -14,6 +14,7 @@ COMMANDS = {
     "cache": "precompute what VAE and CLIP say of a dataset",
     "train": "fit a LoRA patch (also: accelerate launch -m trfpp.train CONFIG)",
     "infer": "generate between two frames, a loop, or a manifest of pairs",
+    "film": "generate a film of any length through any number of keyframes",
     "evaluate": "measure a model, a patch or a baseline on held-out pairs",
     "compare": "set two evaluations against each other",
     "export": "write a patch for another tool, and check it",

@@ -83,6 +83,17 @@ def _infer(config: schema.InferConfig) -> None:
             keep_settings(config, config.output, "infer")
 
 
+def _film(config: schema.FilmConfig) -> None:
+    from .infer.film import film, plan
+    from .trf.base import hide_loading_bars
+
+    hide_loading_bars()
+    if config.dry_run:
+        print(plan(config))
+    elif film(config):
+        keep_settings(config, config.output, "film")
+
+
 def _export(config: schema.ExportConfig) -> None:
     from .infer.export import export
 
@@ -167,6 +178,7 @@ _COMMANDS: dict[str, tuple[type[schema.Settings], Callable[[Any], int | None]]] 
     "prep": (schema.PrepConfig, _prep),
     "cache": (schema.CacheConfig, _cache),
     "infer": (schema.InferConfig, _infer),
+    "film": (schema.FilmConfig, _film),
     "evaluate": (schema.EvaluateConfig, _evaluate),
     "compare": (schema.CompareConfig, _compare),
     "export": (schema.ExportConfig, _export),

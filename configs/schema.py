@@ -219,6 +219,37 @@ class InferConfig(SamplingConfig):
         return self
 
 
+class FilmConfig(SamplingConfig):
+    """Generate one film of any length through any number of keyframes; the model sees sampler.num_frames at a time."""
+
+    keyframes: Annotated[list[Path], Field(min_length=1)]
+    """Images the film goes through, in their order: two or more, or one of a closed film."""
+    times: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """Frame of the film at which each is shown; the first at 0."""
+    closed: bool = False
+    """After its last frame the film goes on with its first, through the seam too; say frames."""
+    frames: Positive | None = None
+    """Frames of a closed film; another ends with its last keyframe."""
+    output: Path
+    """Folder of the film: video, frames and a JSON file to repeat it by."""
+    seed: int = 42
+    """Of every draw."""
+    save_frames: bool = True
+    """Write PNG frames beside the video."""
+    overwrite: bool = False
+    """Generate again what is there."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""
+
+    @model_validator(mode="after")
+    def _a_time_each(self) -> FilmConfig:
+        if len(self.keyframes) != len(self.times):
+            raise ValueError(f"{len(self.times)} times for {len(self.keyframes)} keyframes: give one each")
+        if self.closed and self.frames is None:
+            raise ValueError("closed=true: give frames, for the last frame of a closed film is no keyframe")
+        return self
+
+
 class ExportConfig(OnPatch):
     """Write a patch in the form another tool reads, and check what was written."""
 

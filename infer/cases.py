@@ -14,8 +14,8 @@ from ..data_prep.frames import FitMode, fit_image, load_image
 from ..data_prep.video import ImageSequence
 from ..trf.seeds import derived_seed
 from ..trf.settings import SamplerSettings, resolve
-from .generate import outline_of
 from .measures import FilmTruth, read_truth
+from .models import outline_of
 from .pair_settings import PAIR_SETTINGS, settings_of
 
 if TYPE_CHECKING:

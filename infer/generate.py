@@ -9,29 +9,23 @@ generation.json     the record: `config` holds the settings of `trfpp infer` tha
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from tqdm.auto import tqdm
 
 from ..data_prep.bounds import Pair, read_manifest
 from ..data_prep.frames import fit_image, load_image
-from ..data_prep.writing import write_frames, write_video
-from ..trf.base import empty_unet, load_config
 from ..trf.pipeline import TimeReversalFusionPipeline
-from ..trf.replace import replacing
 from ..trf.schedule import unet_calls
 from ..trf.strategies import STRATEGIES
+from .models import load_pipeline, outline_of
 from .pair_settings import settings_of
 from .record import (
-    DTYPES,
     RECORD_FILE,
     Digest,
     Job,
@@ -41,13 +35,13 @@ from .record import (
     on_its_model,
     patch_sha256,
     patches_of,
-    precision_of,
     recipe,
     versions,
 )
+from .results import finite_frames, write_result
 
 if TYPE_CHECKING:
-    from ..configs.schema import InferConfig, SamplingConfig
+    from ..configs.schema import InferConfig
 
 
 class PairsFailed(ValueError):
@@ -100,7 +94,7 @@ def generate(config: InferConfig) -> list[Path]:
     for job in tqdm(jobs, desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None):
         try:
             if job.done:
-                others = differences(job.folder, recipe(config, job, patches_sha256))
+                others = differences(job.folder, recipe(config, job.images, job.settings, job.seed, patches_sha256))
                 if others:
                     tqdm.write(
                         f"kept    {job.folder}, though made with another {', '.join(others)}; see overwrite=true"
@@ -150,41 +144,6 @@ def plan(config: InferConfig) -> str:
         state = "there already" if job.done else f"{calls} UNet calls"
         lines.append(f"  {job.pair.id}: {job.pair.start} to {job.pair.end}, {details}: {state}")
     return "\n".join(lines)
-
-
-def load_pipeline(config: SamplingConfig) -> TimeReversalFusionPipeline:
-    """The pipeline with its weights and patches, on its device.
-
-    Raises:
-        FileNotFoundError: if a patch folder is no patch.
-        ValueError: if a patch does not fit, or the device is not there.
-    """
-    device = device_of(config)
-    pipe = TimeReversalFusionPipeline.from_pretrained(
-        config.model, revision=config.revision, variant=config.variant, dtype=DTYPES[precision_of(config)]
-    )
-    _load_patches(pipe, config)
-    if config.offload:
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
-    return pipe
-
-
-def outline_of(config: SamplingConfig) -> TimeReversalFusionPipeline:
-    """The pipeline with patches but without the model's weights: it knows settings, and whether patches fit."""
-    vae_config = load_config(config.model, "vae", revision=config.revision)
-    with torch.device("meta"):
-        vae = AutoencoderKLTemporalDecoder.from_config(vae_config)
-    pipe = TimeReversalFusionPipeline(vae, None, empty_unet(config.model, revision=config.revision), None, None)
-    _load_patches(pipe, config)
-    return pipe
-
-
-def _load_patches(pipe: TimeReversalFusionPipeline, config: SamplingConfig) -> None:
-    for number, (folder, scale) in enumerate(patches_of(config)):
-        # Patches of several runs often lie in folders of one name; the number keeps them apart.
-        pipe.load_patch(folder, f"{number}_{folder.resolve().name}", scale)
 
 
 # Jobs ----------------------------------------------------------------------------------------------------------------
@@ -242,16 +201,10 @@ def _generate_one(
         decode_chunk_size=config.decode_chunk_size,
         output_type="np",
     )
-    video = result.frames[0]
-    if not np.isfinite(video).all():
-        raise ValueError(
-            f"the video holds values that are not finite at precision={precision_of(config)}; try bf16 or no, "
-            "or a smaller scale of the patch."
-        )
-    frames = (video * 255).round().astype(np.uint8)
+    frames = finite_frames(result.frames[0], config)
     record = {
         "id": job.pair.id,
-        **recipe(config, job, patches_sha256),
+        **recipe(config, job.images, job.settings, job.seed, patches_sha256),
         "sources": job.sources,
         "dtype": dtype_name(config),
         "versions": versions(),
@@ -259,9 +212,4 @@ def _generate_one(
         "unet_forwards": result.unet_forwards,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    with replacing(job.folder) as beside:
-        beside.mkdir()
-        write_video(beside / "video.mp4", frames, job.settings.fps)
-        if config.save_frames:
-            write_frames(beside / "frames", frames)
-        (beside / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_result(job.folder, frames, job.settings.fps, record, save_frames=config.save_frames)

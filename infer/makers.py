@@ -19,7 +19,7 @@ from ..trf.conditioning import encode_condition
 from ..trf.pipeline import TimeReversalFusionPipeline
 from .baselines import BASELINES, BaselineName
 from .cases import Case, Footage
-from .generate import load_pipeline
+from .models import load_pipeline
 from .record import DTYPES, device_of, precision_of
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,7 @@ from ..trf.settings import SamplerSettings
 from ..version import __version__
 
 if TYPE_CHECKING:
-    from ..configs.schema import InferConfig, SamplingConfig
+    from ..configs.schema import SamplingConfig
 
 C = TypeVar("C", bound="SamplingConfig")
 
@@ -46,6 +46,12 @@ class Job:
     """Where the result goes."""
     done: bool
     """A finished result is there and is to be kept."""
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """The bounds, as `trfpp infer` calls them."""
+        pair = self.pair
+        return {"loop": pair.start} if pair.loop else {"start": pair.start, "end": pair.end}
 
 
 def on_its_model(config: C) -> C:
@@ -83,28 +89,45 @@ def device_of(config: SamplingConfig) -> torch.device:
     return device
 
 
-def recipe(config: InferConfig, job: Job, patches_sha256: list[Digest]) -> dict[str, Any]:
-    """What decides a result's bits: the settings that repeat it, and digests of the files they name."""
+def recipe(
+    config: SamplingConfig,
+    images: Mapping[str, Path | Sequence[Path]],
+    settings: SamplerSettings,
+    seed: int,
+    patches_sha256: list[Digest],
+) -> dict[str, Any]:
+    """What decides a result's bits: the settings that repeat it, and digests of the files they name.
+
+    Args:
+        config: the command's settings.
+        images: its image settings, a file or several each.
+        settings: of the sampler, resolved.
+        seed: of the result.
+        patches_sha256: digests of the patches.
+    """
     local = Path(config.model).expanduser().is_dir()
-    bounds = {"loop": job.pair.start} if job.pair.loop else {"start": job.pair.start, "end": job.pair.end}
     return {
         "config": {
             "model": str(Path(config.model).expanduser().resolve()) if local else config.model,
             "revision": resolved_revision(config.model, config.revision),
             "variant": config.variant,
-            **{name: str(path.resolve()) for name, path in bounds.items()},
+            **{name: _each(files, lambda path: str(path.resolve())) for name, files in images.items()},
             "patches": [str(folder.resolve()) for folder, _ in patches_of(config)],
             "scales": [list(scale) if isinstance(scale, tuple) else scale for _, scale in patches_of(config)],
-            "sampler": asdict(job.settings),
+            "sampler": asdict(settings),
             "fit": config.fit,
-            "seed": job.seed,
+            "seed": seed,
             "precision": precision_of(config),
             "device": str(device_of(config)),
             "low_memory": config.low_memory,
             "decode_chunk_size": config.decode_chunk_size,
         },
-        "sha256": {**{name: sha256(path) for name, path in bounds.items()}, "patches": patches_sha256},
+        "sha256": {**{name: _each(files, sha256) for name, files in images.items()}, "patches": patches_sha256},
     }
+
+
+def _each(files: Path | Sequence[Path], say: Callable[[Path], str]) -> str | list[str]:
+    return say(files) if isinstance(files, Path) else [say(file) for file in files]
 
 
 def differences(folder: Path, made_with: Mapping[str, Any]) -> list[str]:

@@ -18,8 +18,9 @@ from PIL import Image
 from trfpp.configs.load import command_line
 from trfpp.configs.schema import InferConfig, SamplerOverrides
 from trfpp.data_prep.motion import motion_bucket
-from trfpp.infer import generate as generating
-from trfpp.infer.generate import PairsFailed, generate, load_pipeline, plan
+from trfpp.infer import results
+from trfpp.infer.generate import PairsFailed, generate, plan
+from trfpp.infer.models import load_pipeline
 from trfpp.trf.settings import resolve
 
 SMALL = SamplerOverrides(height=32, width=48, num_frames=4, num_inference_steps=2)
@@ -333,7 +334,7 @@ def test_a_video_that_is_not_finite_is_refused(settings, make_patch):
 
 def test_an_interrupt_keeps_what_is_finished(settings, images, monkeypatch):
     rows = [{"id": name, "start": "a.png", "end": "b.png"} for name in ("one", "two", "three")]
-    write = generating.write_frames
+    write = results.write_frames
     written = []
 
     def interrupted(folder, pixels):
@@ -342,7 +343,7 @@ def test_an_interrupt_keeps_what_is_finished(settings, images, monkeypatch):
         if len(written) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(generating, "write_frames", interrupted)
+    monkeypatch.setattr(results, "write_frames", interrupted)
     config = settings(manifest=manifest(images, *rows))
     with pytest.raises(KeyboardInterrupt):
         generate(config)

@@ -1,0 +1,50 @@
+"""Pipelines with their patches, as the settings of a command ask for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+
+from ..trf.base import empty_unet, load_config
+from ..trf.pipeline import TimeReversalFusionPipeline
+from .record import DTYPES, device_of, patches_of, precision_of
+
+if TYPE_CHECKING:
+    from ..configs.schema import SamplingConfig
+
+
+def load_pipeline(config: SamplingConfig) -> TimeReversalFusionPipeline:
+    """The pipeline with its weights and patches, on its device.
+
+    Raises:
+        FileNotFoundError: if a patch folder is no patch.
+        ValueError: if a patch does not fit, or the device is not there.
+    """
+    device = device_of(config)
+    pipe = TimeReversalFusionPipeline.from_pretrained(
+        config.model, revision=config.revision, variant=config.variant, dtype=DTYPES[precision_of(config)]
+    )
+    _load_patches(pipe, config)
+    if config.offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def outline_of(config: SamplingConfig) -> TimeReversalFusionPipeline:
+    """The pipeline with patches but without the model's weights: it knows settings, and whether patches fit."""
+    vae_config = load_config(config.model, "vae", revision=config.revision)
+    with torch.device("meta"):
+        vae = AutoencoderKLTemporalDecoder.from_config(vae_config)
+    pipe = TimeReversalFusionPipeline(vae, None, empty_unet(config.model, revision=config.revision), None, None)
+    _load_patches(pipe, config)
+    return pipe
+
+
+def _load_patches(pipe: TimeReversalFusionPipeline, config: SamplingConfig) -> None:
+    for number, (folder, scale) in enumerate(patches_of(config)):
+        # Patches of several runs often lie in folders of one name; the number keeps them apart.
+        pipe.load_patch(folder, f"{number}_{folder.resolve().name}", scale)

@@ -1,0 +1,44 @@
+"""Generated videos: checked, and written with their record.
+
+Such a folder holds `video.mp4`, `frames/00000.png`, ... and `generation.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data_prep.writing import write_frames, write_video
+from ..trf.replace import replacing
+from .record import RECORD_FILE, precision_of
+
+if TYPE_CHECKING:
+    from ..configs.schema import SamplingConfig
+
+
+def finite_frames(video: np.ndarray, config: SamplingConfig) -> np.ndarray:
+    """A generated video `[F, H, W, 3]` in [0, 1], as uint8.
+
+    Raises:
+        ValueError: if not all of it is finite.
+    """
+    if not np.isfinite(video).all():
+        raise ValueError(
+            f"the video holds values that are not finite at precision={precision_of(config)}; try bf16 or no, "
+            "or a smaller scale of the patch."
+        )
+    return (video * 255).round().astype(np.uint8)
+
+
+def write_result(folder: Path, frames: np.ndarray, fps: float, record: Mapping[str, Any], *, save_frames: bool) -> None:
+    """Write a result's folder, whole or not at all."""
+    with replacing(folder) as beside:
+        beside.mkdir()
+        write_video(beside / "video.mp4", frames, fps)
+        if save_frames:
+            write_frames(beside / "frames", frames)
+        (beside / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
