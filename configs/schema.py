@@ -202,6 +202,9 @@ class InferConfig(SamplingConfig):
     width, seed."""
     seed: int = 42
     """Of every draw; each pair starts from it anew, so results do not depend on their order."""
+    batch: Positive = 1
+    """Pairs of one shape sampled at a time: faster where a single one leaves the device idle, for more memory. Results
+    may differ in rounding from those made one by one."""
     save_frames: bool = True
     """Write PNG frames beside the video."""
     overwrite: bool = False

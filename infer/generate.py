@@ -10,7 +10,7 @@ generation.json     the record: `config` holds the settings of `trfpp infer` tha
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from ..data_prep.frames import fit_image, load_image
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.schedule import unet_calls
 from ..trf.strategies import STRATEGIES
+from .claims import claims
 from .models import load_pipeline, outline_of
 from .pair_settings import settings_of
 from .record import (
@@ -37,6 +38,7 @@ from .record import (
     patches_of,
     recipe,
     versions,
+    written_at,
 )
 from .results import finite_frames, write_result
 
@@ -62,7 +64,8 @@ def generate(config: InferConfig) -> list[Path]:
     result depends neither on the order of the pairs nor on the device's random numbers.
 
     A pair that cannot be generated does not keep the rest from going on. What is finished stays when the run is
-    interrupted.
+    interrupted. Processes that are started with the same settings, on one machine or on several that see the output
+    folder, share the pairs: each takes the next one that no other is at.
 
     Returns:
         Folders of the results in the pairs' order, those that were there already included.
@@ -89,27 +92,33 @@ def generate(config: InferConfig) -> list[Path]:
             print("from the patch card:", ", ".join(from_card))
 
     patches_sha256 = [patch_sha256(folder) for folder in config.patches]
-    folders: list[Path] = []
-    pipe = None if all(job.done for job in jobs) else load_pipeline(config)
-    for job in tqdm(jobs, desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None):
-        try:
-            if job.done:
-                others = differences(job.folder, recipe(config, job.images, job.settings, job.seed, patches_sha256))
-                if others:
-                    tqdm.write(
-                        f"kept    {job.folder}, though made with another {', '.join(others)}; see overwrite=true"
-                    )
-            else:
-                assert pipe is not None
-                if found := _from(job, "measured"):
-                    tqdm.write(f"{job.pair.id}: measured {', '.join(found)}")
-                _generate_one(pipe, config, job, patches_sha256)
-            folders.append(job.folder)
-        except ValueError as error:
-            failures[job.pair.id] = str(error)
-            tqdm.write(f"failed  {job.pair.id}")
-    kept = sum(job.done for job in jobs)
-    print(f"{config.output}: {len(folders) - kept} generated, {kept} there already, {len(failures)} failed.")
+    for job in jobs:
+        if job.done and (
+            others := differences(job.folder, recipe(config, job.images, job.settings, job.seed, patches_sha256))
+        ):
+            print(f"kept    {job.folder}, though made with another {', '.join(others)}; see overwrite=true")
+    todo, made = [job for job in jobs if not job.done], 0
+    pipe = load_pipeline(config) if todo else None
+    if todo:
+        assert pipe is not None
+        bar = tqdm(total=len(todo), desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None)
+        with bar, claims(todo, config.batch, config.output) as batches:
+            for batch in batches:
+                for job in batch:
+                    if found := _from(job, "measured"):
+                        tqdm.write(f"{job.pair.id}: measured {', '.join(found)}")
+                for job, failure in _generate_together(pipe, config, batch, patches_sha256):
+                    made += failure is None
+                    if failure is not None:
+                        failures[job.pair.id] = str(failure)
+                        tqdm.write(f"failed  {job.pair.id}")
+                bar.update(len(batch))
+    folders = [job.folder for job in jobs if (job.folder / RECORD_FILE).is_file() and job.pair.id not in failures]
+    others_made = len(folders) - made - (len(jobs) - len(todo))
+    elsewhere = f", {others_made} made by another process" if others_made else ""
+    print(
+        f"{config.output}: {made} generated, {len(jobs) - len(todo)} there already{elsewhere}, {len(failures)} failed."
+    )
     if failures:
         raise PairsFailed(folders, failures)
     return folders
@@ -171,45 +180,64 @@ def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline, pairs: Sequence
         settings, sources = settings_of(config, pipe, pair)
         pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
         folder = config.output / pair.id
-        finished = (folder / RECORD_FILE).is_file()
-        if folder.exists() and not finished:
+        made_at = written_at(folder)
+        if folder.exists() and made_at is None:
             raise ValueError(
                 f"{folder} is there but holds no {RECORD_FILE}, so it is no result to replace; move it away."
             )
         seed = config.seed if pair.seed is None else pair.seed
-        done = finished and not config.overwrite
-        jobs.append(Job(pair=pair, settings=settings, sources=sources, seed=seed, folder=folder, done=done))
+        done = made_at is not None and not config.overwrite
+        jobs.append(
+            Job(pair=pair, settings=settings, sources=sources, seed=seed, folder=folder, made_at=made_at, done=done)
+        )
     return jobs
 
 
-# One pair ------------------------------------------------------------------------------------------------------------
+# Pairs ---------------------------------------------------------------------------------------------------------------
 
 
-def _generate_one(
-    pipe: TimeReversalFusionPipeline, config: InferConfig, job: Job, patches_sha256: list[Digest]
-) -> None:
+def _generate_together(
+    pipe: TimeReversalFusionPipeline, config: InferConfig, batch: Sequence[Job], patches_sha256: list[Digest]
+) -> Iterator[tuple[Job, ValueError | None]]:
+    """Generate a batch in one call and write each job's result; gives every job, and why it failed if it did."""
     began = time.perf_counter()
-    size = (job.settings.height, job.settings.width, config.fit)
-    start, end = (fit_image(load_image(path), *size) for path in (job.pair.start, job.pair.end))
-    pipe.set_progress_bar_config(desc=job.pair.id, leave=False)
-    result = pipe(
-        start,
-        end,
-        **asdict(job.settings),
-        generator=torch.Generator("cpu").manual_seed(job.seed),
-        low_memory=config.low_memory,
-        decode_chunk_size=config.decode_chunk_size,
-        output_type="np",
-    )
-    frames = finite_frames(result.frames[0], config)
-    record = {
-        "id": job.pair.id,
-        **recipe(config, job.images, job.settings, job.seed, patches_sha256),
-        "sources": job.sources,
-        "dtype": dtype_name(config),
-        "versions": versions(),
-        "unet_calls": result.unet_calls,
-        "unet_forwards": result.unet_forwards,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-    write_result(job.folder, frames, job.settings.fps, record, save_frames=config.save_frames)
+    first = batch[0].settings
+    size = (first.height, first.width, config.fit)
+    pipe.set_progress_bar_config(desc=batch[0].pair.id if len(batch) == 1 else f"{len(batch)} pairs", leave=False)
+    try:
+        result = pipe(
+            [fit_image(load_image(job.pair.start), *size) for job in batch],
+            [fit_image(load_image(job.pair.end), *size) for job in batch],
+            **{
+                **asdict(first),
+                "fps": [job.settings.fps for job in batch],
+                "motion_bucket_id": [job.settings.motion_bucket_id for job in batch],
+            },
+            generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
+            low_memory=config.low_memory,
+            decode_chunk_size=config.decode_chunk_size,
+            output_type="np",
+        )
+    except ValueError as error:
+        yield from ((job, error) for job in batch)
+        return
+    seconds = (time.perf_counter() - began) / len(batch)
+    for job, video in zip(batch, result.frames):
+        record = {
+            "id": job.pair.id,
+            **recipe(config, job.images, job.settings, job.seed, patches_sha256),
+            "sources": job.sources,
+            "dtype": dtype_name(config),
+            "versions": versions(),
+            "unet_calls": result.unet_calls,
+            "unet_forwards": result.unet_forwards,
+            "batch": len(batch),
+            "seconds": round(seconds, 3),
+        }
+        try:
+            frames = finite_frames(video, config)
+        except ValueError as error:
+            yield job, error
+            continue
+        write_result(job.folder, frames, job.settings.fps, record, save_frames=config.save_frames)
+        yield job, None

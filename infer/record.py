@@ -44,14 +44,27 @@ class Job:
     seed: int
     folder: Path
     """Where the result goes."""
+    made_at: int | None
+    """When the result that was there at first was written, nanoseconds; none if there was none."""
     done: bool
     """A finished result is there and is to be kept."""
+
+    @property
+    def made_since(self) -> bool:
+        """Whether another process has written the result since."""
+        return written_at(self.folder) != self.made_at
 
     @property
     def images(self) -> dict[str, Path]:
         """The bounds, as `trfpp infer` calls them."""
         pair = self.pair
         return {"loop": pair.start} if pair.loop else {"start": pair.start, "end": pair.end}
+
+
+def written_at(folder: Path) -> int | None:
+    """When a folder's record was written, nanoseconds; none if there is none."""
+    record = folder / RECORD_FILE
+    return record.stat().st_mtime_ns if record.is_file() else None
 
 
 def on_its_model(config: C) -> C:
@@ -118,7 +131,7 @@ def recipe(
             "fit": config.fit,
             "seed": seed,
             "precision": precision_of(config),
-            "device": str(device_of(config)),
+            "device": config.device or device_of(config).type,  # which of several alike decides nothing
             "low_memory": config.low_memory,
             "decode_chunk_size": config.decode_chunk_size,
         },

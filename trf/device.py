@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
 def best_device(asked: str | None = None) -> torch.device:
     """The device asked for, else the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Of several CUDA devices a process that a launcher started takes the one of its local rank.
 
     Raises:
         ValueError: if the device asked for is not there.
@@ -17,7 +21,8 @@ def best_device(asked: str | None = None) -> torch.device:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device={asked!r}: not available here: {str(error).splitlines()[0]}") from None
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda" if rank is None else f"cuda:{rank}")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

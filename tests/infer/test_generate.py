@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import av
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from trfpp.configs.load import command_line
@@ -350,6 +352,46 @@ def test_an_interrupt_keeps_what_is_finished(settings, images, monkeypatch):
     assert os.listdir(config.output) == ["one"]
     assert [folder.name for folder in generate(config)] == ["one", "two", "three"]
     assert len(written) == 4
+
+
+def test_processes_share_a_manifest(settings, images):
+    rows = [{"id": f"pair{i}", "start": "a.png", "end": "bcd"[i % 3] + ".png", "seed": i} for i in range(6)]
+    config = settings(manifest=manifest(images, *rows))
+    file = images / "infer.yaml"
+    config.save(file, "infer")
+    command = [sys.executable, "-m", "trfpp", "infer", str(file)]
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as here: rounding depends on it
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=threads) for _ in range(2)]
+    said = [run.communicate(timeout=300)[0].splitlines()[-1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sum(int(line.split(": ")[1].split(" generated")[0]) for line in said) == 6
+    assert sorted(os.listdir(config.output)) == ["infer.yaml", *(row["id"] for row in rows)]
+    alone = generate(settings(manifest=manifest(images, rows[4]), output=images / "alone"))
+    assert np.array_equal(frames(alone[0]), frames(config.output / "pair4"))
+
+
+def test_what_another_process_is_at_is_left_to_it(settings, images):
+    rows = [{"id": name, "start": "a.png", "end": "b.png"} for name in ("one", "two")]
+    config = settings(manifest=manifest(images, *rows))
+    with FileLock(config.output / ".claims" / "one.lock"):
+        assert [folder.name for folder in generate(config)] == ["two"]
+    assert [folder.name for folder in generate(config)] == ["one", "two"]
+    assert not (config.output / ".claims").exists()
+
+
+def test_a_batch_holds_films_of_one_shape_and_changes_no_result(settings, images):
+    rows = [
+        {"id": f"pair{i}", "start": "a.png", "end": "b.png", "seed": i, "fps": 5 + i, "num_frames": 3 + (i == 1)}
+        for i in range(4)
+    ]
+    sampler = SMALL.model_copy(update={"num_frames": None})
+    make = partial(settings, manifest=manifest(images, *rows), sampler=sampler)
+    together = generate(make(batch=3))
+    assert [record(folder)["batch"] for folder in together] == [3, 1, 3, 3]
+    assert [len(frames(folder)) for folder in together] == [3, 4, 3, 3]
+    for one, other in zip(generate(make(output=images / "alone")), together):
+        assert np.abs(frames(one).astype(int) - frames(other)).max() <= 1
+        assert record(one)["config"] == record(other)["config"]
 
 
 def test_the_plan_says_what_would_happen_and_writes_nothing(settings, make_patch, images):

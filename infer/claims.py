@@ -1,0 +1,69 @@
+"""Several processes over one manifest: each takes what no other one is at, until nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .record import Job
+
+CLAIMS_FOLDER = ".claims"
+
+
+@contextmanager
+def claims(jobs: Sequence[Job], size: int, folder: Path) -> Iterator[Iterator[list[Job]]]:
+    """Batches of at most `size` jobs that can be sampled together, none of which another process is at or has done.
+
+    A claim is a locked file in `folder`, which ends with its process, however that ends. It holds until the next batch
+    is asked for.
+    """
+    batches = _batches(jobs, size, folder / CLAIMS_FOLDER)
+    try:
+        yield batches
+    finally:
+        batches.close()
+        with suppress(OSError):  # another process has claims there, or something was made
+            (folder / CLAIMS_FOLDER).rmdir()
+            folder.rmdir()
+
+
+def _batches(jobs: Sequence[Job], size: int, folder: Path) -> Generator[list[Job], None, None]:
+    left = list(jobs)
+    while left:
+        with ExitStack() as locks:
+            batch: list[Job] = []
+            later: list[Job] = []
+            for job in left:
+                if len(batch) == size or (batch and not _alike(job, batch[0])):
+                    later.append(job)
+                elif _claim(job, folder, locks) and not job.made_since:
+                    batch.append(job)
+            left = later
+            if batch:
+                yield batch
+
+
+def _claim(job: Job, folder: Path, locks: ExitStack) -> bool:
+    path = folder / f"{job.pair.id}.lock"
+    lock = FileLock(path)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except FileNotFoundError:  # a process that has nothing left took the folder away
+            continue
+        locks.callback(lock.release)
+        # Whoever opened the file before it goes finds the job done.
+        locks.callback(path.unlink, missing_ok=True)
+        return True
+
+
+def _alike(job: Job, other: Job) -> bool:
+    """Whether two jobs' films have one shape; fps and motion may differ."""
+    one, two = job.settings, other.settings
+    return (one.num_frames, one.height, one.width) == (two.num_frames, two.height, two.width)
