@@ -12,6 +12,9 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from trfpp import TimeReversalFusionPipeline
+from trfpp.trf.base import load_component
+
 UNET: dict[str, Any] = {
     "sample_size": 96,
     "in_channels": 8,
@@ -68,3 +71,9 @@ def build(name: str, device: torch.device | str, dtype: torch.dtype = torch.floa
             "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_ENCODER)),
         }[name]()
     return nn.Module.to(component, device=device, dtype=dtype)
+
+
+def pipeline(device: torch.device | str, dtype: torch.dtype) -> TimeReversalFusionPipeline:
+    """The sampler over components of that size, at SVD-XT's noise levels, which are the miniature's too."""
+    components = {name: build(name, device, dtype) for name in ("unet", "vae", "image_encoder", "feature_extractor")}
+    return TimeReversalFusionPipeline(**components, scheduler=load_component("miniature", "scheduler"))

@@ -1,9 +1,10 @@
 """The training measurement compares the same work, and its full-size SVD-XT is SVD-XT."""
 
+import numpy as np
 import pytest
 import torch
 
-from trfpp.bench import svd_xt
+from trfpp.bench import keyframes, svd_xt
 from trfpp.bench.ways import OURS, PUBLIC, Case, prepare, train
 
 
@@ -25,3 +26,15 @@ def test_the_full_size_is_svd_xts():
         component = svd_xt.build(name, "meta", torch.bfloat16)
         assert round(sum(one.numel() for one in component.parameters()) / 1e6) == millions
         assert {one.device.type for one in component.parameters()} == {"meta"}
+
+
+def test_films_and_pairs_are_measured_at_the_same_keyframes():
+    world = keyframes.World("linear", None)
+    rows = keyframes.measure("miniature", world, 1, steps=1)
+    assert rows.shape == (1, 2, len(keyframes.METRICS))
+    truth = world.film(keyframes.HELD_OUT)
+    exact = keyframes.measured(world, keyframes.HELD_OUT, truth, truth.frames / 255, 0)
+    assert exact[:2] == [100.0, 100.0]
+    assert exact[2] < 1 > exact[3]
+    shown = keyframes.table([world], [np.repeat(rows, 2, axis=0)])
+    assert "| linear, base | film |" in shown
