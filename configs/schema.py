@@ -147,9 +147,9 @@ class SamplerOverrides(Settings):
     """Re-noise while at least this fraction of the steps remains."""
     noise_scale_ratio: Annotated[float, Field(ge=0)] | None = None
     """Factor on the re-noising noise."""
-    sampler: Literal["trf", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"] | None = None
-    """trf; trf-reference: the release's exact behaviour; gi: Generative Inbetweening; vibid: ViBiDSampler; mpd-seq and
-    mpd-par: MPD."""
+    sampler: Literal["trf", "trf++", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"] | None = None
+    """trf; trf++: few steps, the bounds held; trf-reference: the release's exact behaviour; gi: Generative
+    Inbetweening; vibid: ViBiDSampler; mpd-seq and mpd-par: MPD."""
 
     @property
     def measured(self) -> list[str]:

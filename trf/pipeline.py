@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .draws import Generators, noise_source, unit_noise
 from .fusion import frame_guidance
 from .images import Images, count_pairs
 from .patch_mixin import PatchesMixin
-from .samplers import Bounds, sample
+from .samplers import Bounds, anchored, sample
 from .schedule import WAYS, Iteration, count, unet_calls
 from .settings import RENOISING, SamplerSettings, resolve
 from .strategies import STRATEGIES
@@ -299,7 +300,7 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
             for way, (embedding, condition) in zip(WAYS["fused"], bounds)
         }
         clean = None
-        if one_way:
+        if one_way or strategy.anchored:
             clean = Bounds(*(
                 self.encode_clean(image, settings, device).repeat_interleave(num_videos_per_prompt, 0)
                 for image in (start_image, end_image)
@@ -335,7 +336,9 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
             x = sample(
                 denoise, latents * scheduler.init_noise_sigma, sigmas, plan, renoising,
                 weights=strategy.weights(settings.num_frames, device), bounds=clean, cfg_plus=strategy.cfg_plus,
-                noise_scale=settings.noise_scale_ratio, stale_scaling=strategy.as_released, observe=observe,
+                noise_scale=settings.noise_scale_ratio, stale_scaling=strategy.as_released,
+                hold=partial(anchored, **clean._asdict()) if clean and strategy.anchored else lambda film: film,
+                observe=observe,
             )  # fmt: skip
 
         # 7. Decode
@@ -376,7 +379,9 @@ def _warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteratio
         )  # fmt: skip
     changed = [name for name in RENOISING if getattr(settings, name) != getattr(SamplerSettings, name)]
     if changed and not renoises:
-        logger.warning("sampler=%s has re-noising of its own: %s is left aside.", settings.sampler, ", ".join(changed))
+        logger.warning(
+            "sampler=%s has re-noising of its own, or none: %s is left aside.", settings.sampler, ", ".join(changed)
+        )
 
 
 def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) -> Sequence[float | None]:

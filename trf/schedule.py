@@ -81,6 +81,15 @@ def trf_plan(
     return plan
 
 
+def fused_plan(num_steps: int) -> list[Iteration]:
+    """Plan of `trf++`: fused steps, and no way back in noise.
+
+    Raises:
+        ValueError: without a step.
+    """
+    return _level_by_level(num_steps, lambda level: [Iteration("fused", level, level + 1)])
+
+
 def gi_plan(num_steps: int, ratio: float = 0.5, rounds: int = 5) -> list[Iteration]:
     """Plan of Generative Inbetweening (arXiv 2408.15239): in the first part every step is done over and over.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .fusion import even_weights, linear_weights
-from .schedule import Iteration, gi_plan, mpd_par_plan, mpd_seq_plan, trf_plan, vibid_plan
+from .schedule import Iteration, fused_plan, gi_plan, mpd_par_plan, mpd_seq_plan, trf_plan, vibid_plan
 from .settings import SamplerName, SamplerSettings
 
 Weights = Callable[[int, torch.device | str | None], Tensor]
@@ -31,6 +31,8 @@ class Strategy:
     """Step along the noise of the estimate without conditions, which is then needed even where nothing is guided."""
     rotated: bool = False
     """Rotate the temporal attention of the backward rows."""
+    anchored: bool = False
+    """Put both bounds in place in every fused estimate."""
     as_released: bool = False
     """As TRF's release does it: with the defect of `samplers.sample`'s `stale_scaling`, and seams between chunks."""
 
@@ -43,6 +45,7 @@ def _trf(settings: SamplerSettings) -> list[Iteration]:
 
 STRATEGIES: Mapping[SamplerName, Strategy] = {
     "trf": Strategy(plan=_trf),
+    "trf++": Strategy(plan=lambda own: fused_plan(own.num_inference_steps), anchored=True),
     "trf-reference": Strategy(plan=_trf, as_released=True),
     "gi": Strategy(plan=lambda own: gi_plan(own.num_inference_steps), weights=even_weights, rotated=True),
     "vibid": Strategy(plan=lambda own: vibid_plan(own.num_inference_steps), cfg_plus=True),

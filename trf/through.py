@@ -24,7 +24,7 @@ from .settings import SamplerName, SamplerSettings
 from .strategies import STRATEGIES
 from .windows import Level, Windows, held, levels_of, ramps_of, starts_of, windows_of
 
-SAMPLERS: tuple[SamplerName, ...] = ("trf",)
+SAMPLERS: tuple[SamplerName, ...] = ("trf", "trf++")
 """The samplers that can: those that do nothing but fuse both directions."""
 
 

@@ -6,6 +6,7 @@ diffusion sampling by conjugate gradients (ViBiD), one direction at a time and n
 """
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -80,9 +81,11 @@ def ours(name, steps, guidance=1.0):
     model = Analytic(sigmas, guidance)
     weights = strategy.weights(FRAMES, None).double()
     bounds = BOUNDS if strategy.cfg_plus else None
+    more = {"hold": partial(anchored, **BOUNDS._asdict())} if strategy.anchored else {}
     end = sample(
-        model, film(0) * sigmas[0], sigmas, plan, Noise(), weights=weights, bounds=bounds, cfg_plus=strategy.cfg_plus
-    )
+        model, film(0) * sigmas[0], sigmas, plan, Noise(), weights=weights, bounds=bounds, cfg_plus=strategy.cfg_plus,
+        **more,
+    )  # fmt: skip
     assert model.calls == unet_calls(plan)
     return end
 
@@ -230,14 +233,22 @@ def test_no_two_of_them_are_the_same():
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("trf", 110), ("trf-reference", 110), ("gi", 350), ("vibid", 50), ("mpd-seq", 65), ("mpd-par", 185)],
+    [
+        ("trf", 110),
+        ("trf++", 24),
+        ("trf-reference", 110),
+        ("gi", 350),
+        ("vibid", 50),
+        ("mpd-seq", 65),
+        ("mpd-par", 185),
+    ],
 )
 def test_as_published_they_cost_what_their_papers_say(name, calls):
     settings = SamplerSettings(sampler=name, **OWN_DEFAULTS.get(name, {}))
     assert unet_calls(STRATEGIES[name].plan(settings)) == calls
 
 
-@pytest.mark.parametrize("name", ["vibid", "mpd-seq"])
+@pytest.mark.parametrize("name", ["vibid", "mpd-seq", "trf++"])
 def test_both_bounds_are_in_place_at_the_end(name):
     end = ours(name, 4)
     assert torch.equal(end[:, 0], BOUNDS.start)

@@ -14,7 +14,7 @@ from trfpp.trf.strategies import STRATEGIES
 from trfpp.trf.two_unets import TwoUNets
 
 SMALL = {"height": 32, "width": 48, "num_frames": 4, "num_inference_steps": 3, "output_type": "latent"}
-OTHERS = ("gi", "vibid", "mpd-seq", "mpd-par")
+OTHERS = ("trf++", "gi", "vibid", "mpd-seq", "mpd-par")
 
 
 def picture(seed):
@@ -96,7 +96,7 @@ def test_each_adapter_acts_on_its_own_direction(clean, make_patch, name):
         sample(what)
     for one, other in itertools.combinations(films, 2):
         assert relative(films[one], films[other]) > 1e-3
-    if name != "gi":  # which begins with both; the others begin forward
+    if name not in ("gi", "trf++"):  # which begin with both; the others begin forward
         assert relative(firsts["forward"], firsts["pair"]) < 1e-6
         assert relative(firsts["backward"], firsts["base"]) < 1e-6
         assert relative(firsts["forward"], firsts["base"]) > 1e-4
@@ -119,13 +119,13 @@ def test_a_sampler_brings_its_own_settings_and_leaves_those_of_another_aside():
 def test_what_has_no_effect_is_said(pipe, caplog):
     with caplog.at_level(logging.WARNING):
         run(pipe, "vibid", jump_length=3)
-    assert "sampler=vibid has re-noising of its own: jump_length is left aside." in caplog.text
+    assert "sampler=vibid has re-noising of its own, or none: jump_length is left aside." in caplog.text
 
 
 def test_what_cannot_work_is_refused(clean, make_patch, monkeypatch):
     with pytest.raises(ValueError, match="no low_memory"):
         run(clean, "gi", low_memory=True)
-    with pytest.raises(ValueError, match="choose one of trf, trf-reference, gi, vibid, mpd-seq, mpd-par"):
+    with pytest.raises(ValueError, match="choose one of trf, trf\\+\\+, trf-reference, gi, vibid, mpd-seq, mpd-par"):
         run(clean, "ddim")
     clean.load_patch(make_patch(direction="both", rotated_attention=True), "rotated")
     with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time; choose trf or gi"):

@@ -221,7 +221,7 @@ def test_a_patch_acts_on_its_half_of_a_film(clean, keyframes, make_patch):
         ((0, 2, 4), {"film_frames": 9}, "ends at its last keyframe, at 4"),
         ((0, 2, 4), {"closed": True}, "say film_frames"),
         ((0, 2, 4), {"closed": True, "film_frames": 5}, "nothing between"),
-        ((0, 2, 4), {"sampler": "vibid"}, "made by trf"),
+        ((0, 2, 4), {"sampler": "vibid"}, "made by trf, trf"),
         ((0, 2, 4), {"num_frames": 3}, "at least 4"),
         ((0, 2, 4), {"height": 33}, "multiples of"),
         ((0, 2, 4), {"output_type": "gif"}, "choose pil"),
