@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,7 +12,11 @@ from filelock import FileLock, Timeout
 
 from .record import Job
 
+logger = logging.getLogger(__name__)
+
 CLAIMS_FOLDER = ".claims"
+WAIT = 2.0
+"""Seconds until claims of other processes are looked at again."""
 
 
 @contextmanager
@@ -18,7 +24,7 @@ def claims(jobs: Sequence[Job], size: int, folder: Path) -> Iterator[Iterator[li
     """Batches of at most `size` jobs that can be sampled together, none of which another process is at or has done.
 
     A claim is a locked file in `folder`, which ends with its process, however that ends. It holds until the next batch
-    is asked for.
+    is asked for. A process waits for what others are at, and takes it over if they end without a result.
     """
     batches = _batches(jobs, size, folder / CLAIMS_FOLDER)
     try:
@@ -37,26 +43,32 @@ def _batches(jobs: Sequence[Job], size: int, folder: Path) -> Generator[list[Job
             batch: list[Job] = []
             later: list[Job] = []
             for job in left:
-                if len(batch) == size or (batch and not _alike(job, batch[0])):
+                full = len(batch) == size or (batch and not _alike(job, batch[0]))
+                if full or not _claim(job, folder, locks):
                     later.append(job)
-                elif _claim(job, folder, locks) and not job.made_since:
+                elif not job.made_since:
                     batch.append(job)
             left = later
             if batch:
                 yield batch
+            elif left:  # all of them are others' for now, who may yet be killed
+                time.sleep(WAIT)
 
 
 def _claim(job: Job, folder: Path, locks: ExitStack) -> bool:
     path = folder / f"{job.pair.id}.lock"
     lock = FileLock(path)
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
             return False
         except FileNotFoundError:  # a process that has nothing left took the folder away
             continue
+        except (OSError, NotImplementedError) as error:
+            logger.warning("%s: this file system knows no locks; start no other process on it. (%s)", folder, error)
+            return True
         locks.callback(lock.release)
         # Whoever opened the file before it goes finds the job done.
         locks.callback(path.unlink, missing_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +13,11 @@ import torch
 from ..data_prep.frames import fit_image, load_image
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.settings import SamplerSettings
-from ..trf.through import Course
+from ..trf.through import Course, told_fps
 from .models import load_pipeline, outline_of
 from .pair_settings import settings_of
 from .record import RECORD_FILE, device_of, differences, dtype_name, on_its_model, patch_sha256, recipe, versions
-from .results import finite_frames, write_result
+from .results import finite_frames, write_into
 
 if TYPE_CHECKING:
     from ..configs.schema import FilmConfig
@@ -37,7 +39,7 @@ def film(config: FilmConfig) -> bool:
     images = {"keyframes": config.keyframes}
     made_with = recipe(config, images, settings, config.seed, [patch_sha256(folder) for folder in config.patches])
     made_with["config"] |= {"times": list(course.times), "closed": course.closed, "frames": course.frames}
-    there = (config.output / RECORD_FILE).is_file()
+    there = _is_film(config.output)
     if config.output.exists() and any(config.output.iterdir()) and not there:
         raise ValueError(f"output={str(config.output)!r}: something else than a film is there; choose another folder.")
     if there and not config.overwrite:
@@ -47,6 +49,7 @@ def film(config: FilmConfig) -> bool:
     size = (settings.height, settings.width, config.fit)
     keyframes = [fit_image(load_image(path), *size) for path in config.keyframes]
 
+    config.output.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made is better known before hours
     began = time.perf_counter()
     pipe = load_pipeline(config)
     pipe.set_progress_bar_config(desc="film", disable=None)
@@ -71,7 +74,7 @@ def film(config: FilmConfig) -> bool:
         "seconds": round(time.perf_counter() - began, 3),
     }
     frames = finite_frames(result.frames[0], config)
-    write_result(config.output, frames, settings.fps, record, save_frames=config.save_frames)
+    write_into(config.output, frames, settings.fps, record, save_frames=config.save_frames)
     print(f"{config.output}: {course.frames} frames through {len(course.times)} keyframes.")
     return True
 
@@ -91,12 +94,11 @@ def plan(config: FilmConfig) -> str:
     lines += [f"  frame {time}: {path}" for time, path in zip(course.times, config.keyframes)]
     for number, level in enumerate(course.levels(settings.num_frames), start=1):
         lines.append(
-            f"pass {number}: {level.frames} frames through {len(level.times)}, at {settings.fps / level.stride:.3g} fps"
+            f"pass {number}: {level.frames} frames through {len(level.times)}, at {told_fps(settings, level):.3g} fps"
         )
+    length = min(settings.num_frames, course.frames + course.closed)
     kind = "closed film" if course.closed else "film"
-    lines.append(
-        f"{kind} of {course.frames} frames: {course.unet_calls(settings)} UNet calls of {settings.num_frames} frames"
-    )
+    lines.append(f"{kind} of {course.frames} frames: {course.unet_calls(settings)} UNet calls of {length} frames")
     return "\n".join(lines)
 
 
@@ -105,7 +107,13 @@ def _decided(config: FilmConfig, outline: TimeReversalFusionPipeline) -> tuple[S
         raise ValueError(f"sampler.{config.sampler.measured[0]}=auto is for pairs; give a number.")
     settings, sources = settings_of(config, outline)
     outline.latent_shape(settings, 1)
+    outline.check_windows()
     times = tuple(config.times)
     course = Course(times=times, frames=config.frames or times[-1] + 1, closed=config.closed)
     course.check_settings(settings)
     return settings, sources, course
+
+
+def _is_film(folder: Path) -> bool:
+    file = folder / RECORD_FILE
+    return file.is_file() and "keyframes" in json.loads(file.read_text(encoding="utf-8")).get("config", {})

@@ -114,7 +114,7 @@ def generate(config: InferConfig) -> list[Path]:
                         tqdm.write(f"failed  {job.pair.id}")
                 bar.update(len(batch))
     folders = [job.folder for job in jobs if (job.folder / RECORD_FILE).is_file() and job.pair.id not in failures]
-    others_made = len(folders) - made - (len(jobs) - len(todo))
+    others_made = sum(job.made_since for job in todo) - made
     elsewhere = f", {others_made} made by another process" if others_made else ""
     print(
         f"{config.output}: {made} generated, {len(jobs) - len(todo)} there already{elsewhere}, {len(failures)} failed."
@@ -180,8 +180,8 @@ def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline, pairs: Sequence
         settings, sources = settings_of(config, pipe, pair)
         pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
         folder = config.output / pair.id
-        made_at = written_at(folder)
-        if folder.exists() and made_at is None:
+        there, made_at = folder.exists(), written_at(folder)  # in this order: another process may be writing it
+        if there and made_at is None:
             raise ValueError(
                 f"{folder} is there but holds no {RECORD_FILE}, so it is no result to replace; move it away."
             )
@@ -219,7 +219,11 @@ def _generate_together(
             output_type="np",
         )
     except ValueError as error:
-        yield from ((job, error) for job in batch)
+        if len(batch) == 1:
+            yield batch[0], error
+            return
+        for job in batch:  # one of them cannot be made
+            yield from _generate_together(pipe, config, [job], patches_sha256)
         return
     seconds = (time.perf_counter() - began) / len(batch)
     for job, video in zip(batch, result.frames):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data_prep.writing import write_frames, write_video
-from ..trf.replace import replacing
+from ..trf.replace import remove, replacing
 from .record import RECORD_FILE, precision_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,17 @@ def write_result(folder: Path, frames: np.ndarray, fps: float, record: Mapping[s
     """Write a result's folder, whole or not at all."""
     with replacing(folder) as beside:
         beside.mkdir()
-        write_video(beside / "video.mp4", frames, fps)
-        if save_frames:
-            write_frames(beside / "frames", frames)
-        (beside / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_into(beside, frames, fps, record, save_frames=save_frames)
+
+
+def write_into(folder: Path, frames: np.ndarray, fps: float, record: Mapping[str, Any], *, save_frames: bool) -> None:
+    """Write a result into a folder that is there, each file whole, the record last: with it the result is complete."""
+    (folder / RECORD_FILE).unlink(missing_ok=True)
+    remove(folder / "frames")
+    with replacing(folder / "video.mp4") as beside:
+        write_video(beside, frames, fps)
+    if save_frames:
+        with replacing(folder / "frames") as beside:
+            write_frames(beside, frames)
+    with replacing(folder / RECORD_FILE) as beside:
+        beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -57,7 +57,13 @@ class CodecMixin:
         pixels = self.video_processor.preprocess(to_rgb(image), height=settings.height, width=settings.width).to(device)
         return encode_condition(pixels, self.vae) * self.vae.config.scaling_factor
 
-    def decode_latents(self, latents: Tensor, decode_chunk_size: int, overlap: int = DECODE_OVERLAP) -> Tensor:
+    def decode_latents(
+        self,
+        latents: Tensor,
+        decode_chunk_size: int,
+        overlap: int = DECODE_OVERLAP,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
         """Frames `[B, F, 3, H, W]` in [-1, 1], float32, `decode_chunk_size` of them at a time.
 
         The decoder mixes neighbouring frames, so a chunk is decoded with its neighbours, which are then left out.
@@ -67,6 +73,7 @@ class CodecMixin:
             latents: scaled, `[B, F, C, h, w]`.
             decode_chunk_size: frames that come out at a time.
             overlap: frames decoded beyond them on either side.
+            device: where the frames are collected; where the VAE is by default.
         """
         frames = []
         for video in (latents / self.vae.config.scaling_factor).to(self.vae.dtype):
@@ -74,15 +81,15 @@ class CodecMixin:
                 before = min(start, overlap)
                 chunk = video[start - before : start + decode_chunk_size + overlap]
                 decoded = self.vae.decode(chunk, num_frames=len(chunk)).sample
-                frames.append(decoded[before : before + decode_chunk_size].float())
+                frames.append(decoded[before : before + decode_chunk_size].float().to(device or decoded.device))
         return torch.cat(frames).unflatten(0, latents.shape[:2])
 
     def decode_film(self, latents: Tensor, decode_chunk_size: int, *, closed: bool) -> Tensor:
-        """Frames of a film, see `decode_latents`; a closed one's first and last frames are neighbours."""
+        """Frames of a film, see `decode_latents`, on the CPU; a closed one's first and last frames are neighbours."""
         if not closed:
-            return self.decode_latents(latents, decode_chunk_size)
+            return self.decode_latents(latents, decode_chunk_size, device="cpu")
         around = torch.cat([latents[:, -DECODE_OVERLAP:], latents, latents[:, :DECODE_OVERLAP]], dim=1)
-        return self.decode_latents(around, decode_chunk_size)[:, DECODE_OVERLAP:-DECODE_OVERLAP]
+        return self.decode_latents(around, decode_chunk_size, device="cpu")[:, DECODE_OVERLAP:-DECODE_OVERLAP]
 
     def noise_levels(self, settings: SamplerSettings, device: torch.device) -> tuple[Any, Tensor, Tensor]:
         """A scheduler with its steps set, and its noise levels `[N + 1]` float32 and timesteps `[N]` on the device."""

@@ -146,7 +146,9 @@ class WindowedDenoiser:
 
     def _film(self, x: Tensor, level: int, way: Way, scaled_as: int) -> Estimate:
         windows = self.windows[way]
-        seen = x[0][windows.frames]  # in the windows' own order, which `denoise` wants turned for the backward ones
+        seen = x[0][
+            windows.frames.to(x.device)
+        ]  # in the windows' own order, which `denoise` wants turned for the backward ones
         made = self.denoise(seen if way == "forward" else reverse_time(seen), level, (way,), scaled_as)[way]
         film, _ = windows.mix(made.guided, x.shape[1])
         return Estimate(film if way == "forward" else reverse_time(film))

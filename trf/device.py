@@ -22,7 +22,7 @@ def best_device(asked: str | None = None) -> torch.device:
             raise ValueError(f"device={asked!r}: not available here: {str(error).splitlines()[0]}") from None
     if torch.cuda.is_available():
         rank = os.environ.get("LOCAL_RANK")
-        return torch.device("cuda" if rank is None else f"cuda:{rank}")
+        return torch.device("cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

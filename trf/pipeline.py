@@ -125,7 +125,8 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
         with fewer frames is made first. The keyframes are exactly in place, in latents.
 
         Args:
-            keyframes: K images: PIL, or tensors `[1, 3, H, W]` in [0, 1].
+            keyframes: K images: PIL, or tensors `[1, 3, H, W]` in [0, 1]. Of those nearer than half a window some are
+                held in place without a window of their own.
             times: their frames in the film, rising from 0.
             film_frames: frames of the film, N; a closed one's are said, another's end with the last keyframe.
             closed: after its last frame the film goes on with its first.
@@ -140,14 +141,18 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
         """
         if len(keyframes) != len(times):
             raise ValueError(f"{len(keyframes)} keyframes, but {len(times)} times: give one each.")
+        if any(count_pairs(keyframe, keyframe) != 1 for keyframe in keyframes):
+            raise ValueError("a keyframe holds several images: give a list of single ones.")
+        for name in ("fps", "motion_bucket_id"):
+            _of_pairs(name, settings.get(name), 1)
         if film_frames is None and closed:
             raise ValueError("closed=True: say film_frames, for its last frame is no keyframe.")
-        course = Course(times=tuple(times), frames=film_frames or times[-1] + 1, closed=closed)
+        length = times[-1] + 1 if film_frames is None and len(times) else film_frames or 0
+        course = Course(times=tuple(times), frames=length, closed=closed)
         resolved, sources = resolve(settings, self.recommended, self.native)
         self.latent_shape(resolved, 1)
         course.check_settings(resolved)
-        if self.rotated_attention:
-            raise ValueError("a patch with rotated attention needs pairs; a film through keyframes has other windows.")
+        self.check_windows()
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
         _warn_of_what_is_left_out(resolved, STRATEGIES[resolved.sampler].plan(resolved))
@@ -355,6 +360,15 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
             disagreement=torch.stack(denoise.disagreements).mean(0) if denoise.disagreements else None,
         )  # fmt: skip
 
+    def check_windows(self) -> None:
+        """Refuse patches that cannot act on the windows of a film.
+
+        Raises:
+            ValueError: for one with rotated attention.
+        """
+        if self.rotated_attention:
+            raise ValueError("a patch with rotated attention needs pairs; a film through keyframes has other windows.")
+
     def _check_rotation(self, settings: SamplerSettings, *, low_memory: bool, one_way: bool) -> None:
         """Rotated attention needs the rows of both directions in one call of one UNet."""
         if isinstance(self.unet, TwoUNets):
@@ -377,6 +391,8 @@ def _warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteratio
             "are fused, but not harmonised.",
             settings.num_inference_steps, settings.jump_length, settings.repeat_step_ratio,
         )  # fmt: skip
+    if not count(plan, "renoise") and settings.noise_scale_ratio != SamplerSettings.noise_scale_ratio:
+        logger.warning("noise_scale_ratio=%g has no effect: nothing is re-noised.", settings.noise_scale_ratio)
     changed = [name for name in RENOISING if getattr(settings, name) != getattr(SamplerSettings, name)]
     if changed and not renoises:
         logger.warning(

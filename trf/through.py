@@ -24,6 +24,8 @@ from .settings import SamplerName, SamplerSettings
 from .strategies import STRATEGIES
 from .windows import Level, Windows, held, levels_of, ramps_of, starts_of, windows_of
 
+LOWEST_FPS = 1.0
+"""The model is told fps - 1, which is not negative."""
 SAMPLERS: tuple[SamplerName, ...] = ("trf", "trf++")
 """The samplers that can: those that do nothing but fuse both directions."""
 
@@ -75,6 +77,11 @@ class Course:
             starts = starts_of(level.times, level.frames, settings.num_frames, closed=self.closed)
             windows += len(starts) - (not self.closed)
         return windows * unet_calls(STRATEGIES[settings.sampler].plan(settings))
+
+
+def told_fps(settings: SamplerSettings, level: Level) -> float:
+    """Frames per second that the model is told of a level's film."""
+    return max(LOWEST_FPS, settings.fps / level.stride)
 
 
 @dataclass(kw_only=True)
@@ -133,7 +140,7 @@ class FilmSampler:
         for way, windows in both.items():
             embeddings, latents = zip(*(shown[number] for number in windows.keyframes))
             conditions[way] = Condition(embedding=torch.cat(embeddings), latents=torch.cat(latents))
-        fps = max(1.0, own.fps / level.stride)  # the model is told fps - 1, which is not negative
+        fps = told_fps(own, level)
         lowest, highest = own.min_guidance_scale, own.max_guidance_scale
         denoise = BoundedDenoiser(
             unet=pipe.unet,

@@ -47,12 +47,15 @@ class Windows:
             Their weighted mean, `[1, frames, C, h, w]`, zero where there is no window; and the sum of their weights,
             `[1, frames, 1, 1, 1]`.
         """
-        weights = self.weights.to(estimates)
-        total = estimates.new_zeros(frames).index_add(0, self.frames.flatten(), weights.flatten())
-        weighted = (estimates * weights[..., None, None, None]).flatten(0, 1)
-        film = weighted.new_zeros(frames, *weighted.shape[1:]).index_add(0, self.frames.flatten(), weighted)
-        total = total.view(1, -1, 1, 1, 1)
-        return torch.where(total > 0, film / total.clamp(min=torch.finfo(total.dtype).tiny), 0), total
+        # A product and no sum by index: on a GPU that would add in any order.
+        windows, places = self.frames.shape
+        k, f = torch.arange(windows)[:, None], torch.arange(places)[None]
+        mixing = torch.zeros(frames, windows, places)
+        mixing[self.frames, k, f] = self.weights
+        total = mixing.sum((1, 2), keepdim=True)
+        mixing = torch.where(total > 0, mixing / total.clamp(min=torch.finfo(total.dtype).tiny), 0)
+        film = torch.einsum("nkf,kfchw->nchw", mixing.to(estimates), estimates)
+        return film.unsqueeze(0), total.to(estimates).view(1, -1, 1, 1, 1)
 
 
 def levels_of(times: Sequence[int], frames: int, length: int, *, closed: bool) -> list[Level]:

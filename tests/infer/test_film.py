@@ -1,6 +1,7 @@
 """Films to files: what is written, that the record repeats it to the bit, what is kept, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,20 @@ def test_something_else_at_the_output_stays(settings):
     with pytest.raises(ValueError, match="something else than a film"):
         film(settings())
     assert (settings().output / "letter.txt").exists()
+
+
+def test_a_result_of_a_pair_is_no_film_to_replace(settings):
+    settings().output.mkdir()
+    (settings().output / "generation.json").write_text('{"config": {"start": "a.png"}}')
+    with pytest.raises(ValueError, match="something else than a film"):
+        film(settings(overwrite=True))
+
+
+def test_the_folder_one_is_in_can_be_the_output(settings, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert film(settings(output=Path(".")))
+    assert (tmp_path / "here" / "generation.json").is_file()
 
 
 def test_the_plan_counts_passes_and_calls(settings):

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict
 from functools import partial
 
@@ -20,7 +22,8 @@ from PIL import Image
 from trfpp.configs.load import command_line
 from trfpp.configs.schema import InferConfig, SamplerOverrides
 from trfpp.data_prep.motion import motion_bucket
-from trfpp.infer import results
+from trfpp.infer import claims, results
+from trfpp.infer import generate as generating
 from trfpp.infer.generate import PairsFailed, generate, plan
 from trfpp.infer.models import load_pipeline
 from trfpp.trf.settings import resolve
@@ -370,13 +373,43 @@ def test_processes_share_a_manifest(settings, images):
     assert np.array_equal(frames(alone[0]), frames(config.output / "pair4"))
 
 
-def test_what_another_process_is_at_is_left_to_it(settings, images):
+def test_what_another_process_is_at_is_waited_for_and_taken_over(settings, images, monkeypatch):
+    monkeypatch.setattr(claims, "WAIT", 0.05)
     rows = [{"id": name, "start": "a.png", "end": "b.png"} for name in ("one", "two")]
     config = settings(manifest=manifest(images, *rows))
-    with FileLock(config.output / ".claims" / "one.lock"):
-        assert [folder.name for folder in generate(config)] == ["two"]
+    other = FileLock(config.output / ".claims" / "one.lock", thread_local=False)
+    other.acquire()
+
+    def end():
+        while not (config.output / "two" / "generation.json").exists():
+            time.sleep(0.02)
+        other.release()
+
+    thread = threading.Thread(target=end)
+    thread.start()
     assert [folder.name for folder in generate(config)] == ["one", "two"]
+    thread.join()
+    times = [(config.output / name / "generation.json").stat().st_mtime_ns for name in ("two", "one")]
+    assert times == sorted(times)
     assert not (config.output / ".claims").exists()
+
+
+def test_a_bad_pair_of_a_batch_leaves_the_others_alone(settings, images, monkeypatch):
+    rows = [{"id": name, "start": "a.png", "end": f"{name}.png"} for name in "bcd"]
+    config = settings(manifest=manifest(images, *rows), batch=3)
+    real = generating.load_image
+    seen = []
+
+    def vanishing(path):
+        seen.append(path.name)
+        if path.name == "c.png" and seen.count("c.png") > 1:  # it was there when the run began
+            raise ValueError(f"{path}: gone")
+        return real(path)
+
+    monkeypatch.setattr(generating, "load_image", vanishing)
+    with pytest.raises(PairsFailed, match=r"1 of 3 pairs failed:\n  c: .*gone"):
+        generate(config)
+    assert sorted(os.listdir(config.output)) == ["b", "d"]
 
 
 def test_a_batch_holds_films_of_one_shape_and_changes_no_result(settings, images):

@@ -226,11 +226,20 @@ def test_a_patch_acts_on_its_half_of_a_film(clean, keyframes, make_patch):
         ((0, 2, 4), {"height": 33}, "multiples of"),
         ((0, 2, 4), {"output_type": "gif"}, "choose pil"),
         ((0, 2, 4), {"colour": 3}, "unknown sampler setting 'colour'"),
+        ((0, 2, 4), {"fps": "auto"}, "fps='auto': give numbers"),
+        ((0, 2, 4), {"film_frames": 0}, "ends at its last keyframe"),
     ],
 )
 def test_what_cannot_work_is_said(pipe, keyframes, times, changes, said):
     with pytest.raises(ValueError, match=said):
         film(pipe, keyframes[:3], times, **changes)
+
+
+def test_a_keyframe_is_one_image(pipe, keyframes):
+    with pytest.raises(ValueError, match="holds several images"):
+        film(pipe, [keyframes[:2], keyframes[2]], (0, 3))
+    with pytest.raises(ValueError, match="two keyframes or more"):
+        film(pipe, [], ())
 
 
 def test_one_keyframe_needs_a_closed_film(pipe, keyframes):
