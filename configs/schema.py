@@ -244,14 +244,6 @@ class FilmConfig(SamplingConfig):
     dry_run: bool = False
     """Print the resolved plan and stop."""
 
-    @model_validator(mode="after")
-    def _a_time_each(self) -> FilmConfig:
-        if len(self.keyframes) != len(self.times):
-            raise ValueError(f"{len(self.times)} times for {len(self.keyframes)} keyframes: give one each")
-        if self.closed and self.frames is None:
-            raise ValueError("closed=true: give frames, for the last frame of a closed film is no keyframe")
-        return self
-
 
 class ExportConfig(OnPatch):
     """Write a patch in the form another tool reads, and check what was written."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -11,8 +11,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .record import Job
-
-logger = logging.getLogger(__name__)
 
 CLAIMS_FOLDER = ".claims"
 WAIT = 2.0
@@ -67,7 +65,7 @@ def _claim(job: Job, folder: Path, locks: ExitStack) -> bool:
         except FileNotFoundError:  # a process that has nothing left took the folder away
             continue
         except (OSError, NotImplementedError) as error:
-            logger.warning("%s: this file system knows no locks; start no other process on it. (%s)", folder, error)
+            warnings.warn(f"{folder}: no locks there, so start no other process on it. ({error})", stacklevel=2)
             return True
         locks.callback(lock.release)
         # Whoever opened the file before it goes finds the job done.

@@ -13,7 +13,7 @@ import torch
 from ..data_prep.frames import fit_image, load_image
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.settings import SamplerSettings
-from ..trf.through import Course, told_fps
+from ..trf.through import Course, check_settings, course_of, told_fps
 from .models import load_pipeline, outline_of
 from .pair_settings import settings_of
 from .record import RECORD_FILE, device_of, differences, dtype_name, on_its_model, patch_sha256, recipe, versions
@@ -108,9 +108,8 @@ def _decided(config: FilmConfig, outline: TimeReversalFusionPipeline) -> tuple[S
     settings, sources = settings_of(config, outline)
     outline.latent_shape(settings, 1)
     outline.check_windows()
-    times = tuple(config.times)
-    course = Course(times=times, frames=config.frames or times[-1] + 1, closed=config.closed)
-    course.check_settings(settings)
+    check_settings(settings)
+    course = course_of(len(config.keyframes), config.times, config.frames, closed=config.closed)
     return settings, sources, course
 
 

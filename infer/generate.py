@@ -97,10 +97,9 @@ def generate(config: InferConfig) -> list[Path]:
             others := differences(job.folder, recipe(config, job.images, job.settings, job.seed, patches_sha256))
         ):
             print(f"kept    {job.folder}, though made with another {', '.join(others)}; see overwrite=true")
-    todo, made = [job for job in jobs if not job.done], 0
-    pipe = load_pipeline(config) if todo else None
+    todo, made, failed_before = [job for job in jobs if not job.done], 0, len(failures)
     if todo:
-        assert pipe is not None
+        pipe = load_pipeline(config)
         bar = tqdm(total=len(todo), desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None)
         with bar, claims(todo, config.batch, config.output) as batches:
             for batch in batches:
@@ -112,7 +111,8 @@ def generate(config: InferConfig) -> list[Path]:
                     if failure is not None:
                         failures[job.pair.id] = str(failure)
                         tqdm.write(f"failed  {job.pair.id}")
-                bar.update(len(batch))
+                settled = sum(job.made_since for job in todo) + len(failures) - failed_before  # by all processes
+                bar.update(settled - bar.n)
     folders = [job.folder for job in jobs if (job.folder / RECORD_FILE).is_file() and job.pair.id not in failures]
     others_made = sum(job.made_since for job in todo) - made
     elsewhere = f", {others_made} made by another process" if others_made else ""

@@ -55,8 +55,6 @@ class BoundedDenoiser:
     """Rotate the temporal attention of the backward rows."""
     rows_per_forward: int | None = None
     """Rows that the UNet sees at a time; all by default."""
-    apart: bool = False
-    """Count the UNet calls of every video: they are parts of one."""
     on_calls: Callable[[int], Any] = lambda calls: None
     """Told the number of UNet calls that were done: directions, whatever was batched together."""
     calls: int = 0
@@ -71,7 +69,8 @@ class BoundedDenoiser:
         scaled = preconditioning(self.sigmas[scaled_as]).c_in * x
         inputs, embeddings = zip(*(self._rows(way, scaled) for way in ways))
         v = self._forward(torch.cat(inputs), torch.cat(embeddings), level, ways)
-        self._count(len(ways) * (len(x) if self.apart else 1))
+        self.calls += len(ways)
+        self.on_calls(len(ways))
         estimates: dict[Way, Estimate] = {}
         for way, rows in zip(ways, v.chunk(len(ways))):
             free, guided = rows.chunk(2) if self._unconditional else (None, rows)
@@ -86,10 +85,6 @@ class BoundedDenoiser:
         if len(ways) == 2:
             self.disagreements.append(disagreement(estimates["forward"].guided, estimates["backward"].guided))
         return estimates
-
-    def _count(self, calls: int) -> None:
-        self.calls += calls
-        self.on_calls(calls)
 
     @property
     def _unconditional(self) -> bool:
@@ -134,21 +129,17 @@ class WindowedDenoiser:
     denoise: BoundedDenoiser
     """Its videos are the windows of a direction."""
     windows: Mapping[Way, Windows]
+    on_calls: Callable[[int], Any] = lambda calls: None
+    """Told the number of UNet calls that were done: windows, whatever was batched together."""
 
     def __call__(self, x: Tensor, level: int, ways: Sequence[Way], scaled_as: int) -> dict[Way, Estimate]:
         """Estimates of the film from the windows of each direction; frames that none of them sees are zero."""
         return {way: self._film(x, level, way, scaled_as) for way in ways}
 
-    def shares(self, x: Tensor) -> Tensor:
-        """Share of the forward windows in each frame, `[1, N, 1, 1, 1]`: the fusion weights."""
-        forward = self.windows["forward"]
-        return forward.mix(x.new_zeros(*forward.frames.shape, 1, 1, 1), x.shape[1])[1]
-
     def _film(self, x: Tensor, level: int, way: Way, scaled_as: int) -> Estimate:
         windows = self.windows[way]
-        seen = x[0][
-            windows.frames.to(x.device)
-        ]  # in the windows' own order, which `denoise` wants turned for the backward ones
+        seen = x[0][windows.frames]  # in the windows' own order; `denoise` wants the backward ones turned
         made = self.denoise(seen if way == "forward" else reverse_time(seen), level, (way,), scaled_as)[way]
-        film, _ = windows.mix(made.guided, x.shape[1])
+        self.on_calls(len(seen))
+        film = windows.mix(made.guided)
         return Estimate(film if way == "forward" else reverse_time(film))

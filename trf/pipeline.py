@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, UNetSpatioTemporalConditionModel
-from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
@@ -24,44 +23,21 @@ from .codec import DECODE_OVERLAP, CodecMixin
 from .conditioning import micro_conditioning
 from .denoiser import BoundedDenoiser, Condition
 from .draws import Generators, noise_source, unit_noise
+from .film_mixin import FilmsMixin
 from .fusion import frame_guidance
 from .images import Images, count_pairs
+from .output import OUTPUT_TYPES, TimeReversalFusionOutput
 from .patch_mixin import PatchesMixin
 from .samplers import Bounds, anchored, sample
 from .schedule import WAYS, Iteration, count, unet_calls
-from .settings import RENOISING, SamplerSettings, resolve
-from .strategies import STRATEGIES
-from .through import Course, FilmSampler
+from .settings import SamplerSettings, resolve
+from .strategies import STRATEGIES, warn_of_what_is_left_out
 from .two_unets import BACKWARD_FOLDER, TwoUNets
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
-
-@dataclass
-class TimeReversalFusionOutput(BaseOutput):
-    """What a call returns."""
-
-    frames: Any
-    """By `output_type`: `pil` a list of lists of images; `np` `[B, F, H, W, 3]` in [0, 1]; `pt` `[B, F, 3, H, W]` in
-    [0, 1]; `latent` the latents `[B, F, C, h, w]`."""
-    settings: SamplerSettings
-    """The settings the call ran with; of several pairs, those of the first."""
-    pair_settings: list[SamplerSettings]
-    """The same for each pair: `fps` and `motion_bucket_id` may be its own."""
-    sources: dict[str, str]
-    """For each setting, where it came from: `caller`, `patch card`, `model` or `default`."""
-    unet_calls: int
-    """UNet calls made, as papers count: one direction at one noise level, guidance included."""
-    unet_forwards: int
-    """Forward passes of the UNet, in which several calls may lie together."""
-    disagreement: Tensor | None
-    """Of each video, `[B]`: how far its halves were apart before fusion (`disagreement`), mean over the fused
-    iterations; none where a sampler fuses nothing."""
-
-
-class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
+class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, DiffusionPipeline):
     """Generates the video between two given frames with Stable Video Diffusion (TRF, arXiv 2403.14611).
 
     Loads any SVD model: `TimeReversalFusionPipeline.from_pretrained(folder_or_hub_id_or_"miniature")`.
@@ -103,76 +79,6 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
             )
             pipe.register_modules(unet=TwoUNets(pipe.unet, second))
         return pipe
-
-    @torch.no_grad()
-    def through(
-        self,
-        keyframes: Sequence[Images],
-        times: Sequence[int],
-        *,
-        film_frames: int | None = None,
-        closed: bool = False,
-        generator: torch.Generator | None = None,
-        low_memory: bool = False,
-        decode_chunk_size: int = 8,
-        output_type: str = "pil",
-        **settings: Any,
-    ) -> TimeReversalFusionOutput:
-        """Generate one film, of any length, through any number of keyframes.
-
-        The model sees windows of `num_frames` frames, which begin at keyframes, run either way and pass their
-        neighbours, so motion goes on through them (see `windows`). Where keyframes are too far apart for that, a film
-        with fewer frames is made first. The keyframes are exactly in place, in latents.
-
-        Args:
-            keyframes: K images: PIL, or tensors `[1, 3, H, W]` in [0, 1]. Of those nearer than half a window some are
-                held in place without a window of their own.
-            times: their frames in the film, rising from 0.
-            film_frames: frames of the film, N; a closed one's are said, another's end with the last keyframe.
-            closed: after its last frame the film goes on with its first.
-            generator: source of every draw.
-            low_memory: forward passes of one row each, in place of up to four.
-            decode_chunk_size: see `__call__`; so for `output_type`.
-            output_type: `pil`, `np`, `pt` or `latent`.
-            settings: fields of `SamplerSettings`, resolved as by `__call__`.
-
-        Raises:
-            ValueError: for keyframes, times or settings that cannot work.
-        """
-        if len(keyframes) != len(times):
-            raise ValueError(f"{len(keyframes)} keyframes, but {len(times)} times: give one each.")
-        if any(count_pairs(keyframe, keyframe) != 1 for keyframe in keyframes):
-            raise ValueError("a keyframe holds several images: give a list of single ones.")
-        for name in ("fps", "motion_bucket_id"):
-            _of_pairs(name, settings.get(name), 1)
-        if film_frames is None and closed:
-            raise ValueError("closed=True: say film_frames, for its last frame is no keyframe.")
-        length = times[-1] + 1 if film_frames is None and len(times) else film_frames or 0
-        course = Course(times=tuple(times), frames=length, closed=closed)
-        resolved, sources = resolve(settings, self.recommended, self.native)
-        self.latent_shape(resolved, 1)
-        course.check_settings(resolved)
-        self.check_windows()
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
-        _warn_of_what_is_left_out(resolved, STRATEGIES[resolved.sampler].plan(resolved))
-
-        calls = course.unet_calls(resolved)
-        with self.progress_bar(total=calls) as progress, one_token_attention(self.unet):
-            sampler = FilmSampler(
-                pipe=self, settings=resolved, generator=generator, rows_per_forward=1 if low_memory else 4,
-                decode_chunk_size=decode_chunk_size, on_calls=progress.update,
-            )  # fmt: skip
-            x = sampler.film(keyframes, course)
-        frames: Any = x
-        if output_type != "latent":
-            decoded = self.decode_film(x, decode_chunk_size, closed=closed)
-            frames = self.video_processor.postprocess_video(decoded.transpose(1, 2), output_type=output_type)
-        self.maybe_free_model_hooks()
-        return TimeReversalFusionOutput(
-            frames=frames, settings=resolved, pair_settings=[resolved], sources=sources, unet_calls=calls,
-            unet_forwards=sampler.forwards, disagreement=None,
-        )  # fmt: skip
 
     @torch.no_grad()
     def __call__(
@@ -286,7 +192,7 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
 
         # 2. Noise levels and plan; the scheduler is copied, for it keeps state
         scheduler, sigmas, timesteps = self.noise_levels(settings, device)
-        _warn_of_what_is_left_out(settings, plan)
+        warn_of_what_is_left_out(settings, plan)
 
         # 3. Draws, in a fixed order: augmentation, start noise, then re-noising as it comes
         of_pairs = generator[::num_videos_per_prompt] if isinstance(generator, list) else generator
@@ -360,15 +266,6 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
             disagreement=torch.stack(denoise.disagreements).mean(0) if denoise.disagreements else None,
         )  # fmt: skip
 
-    def check_windows(self) -> None:
-        """Refuse patches that cannot act on the windows of a film.
-
-        Raises:
-            ValueError: for one with rotated attention.
-        """
-        if self.rotated_attention:
-            raise ValueError("a patch with rotated attention needs pairs; a film through keyframes has other windows.")
-
     def _check_rotation(self, settings: SamplerSettings, *, low_memory: bool, one_way: bool) -> None:
         """Rotated attention needs the rows of both directions in one call of one UNet."""
         if isinstance(self.unet, TwoUNets):
@@ -380,24 +277,6 @@ class TimeReversalFusionPipeline(PatchesMixin, CodecMixin, DiffusionPipeline):
                 f"rotated attention needs both directions in one UNet call, and sampler={settings.sampler!r} asks for "
                 "one at a time; choose trf or gi, or another patch."
             )
-
-
-def _warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteration]) -> None:
-    """Say which settings do nothing with this sampler, or with so few steps."""
-    renoises = settings.sampler in ("trf", "trf-reference")
-    if renoises and settings.jump_n_sample > 1 and not count(plan, "renoise"):
-        logger.warning(
-            "%d denoising steps are too few to re-noise with jump_length=%d and repeat_step_ratio=%g: the halves "
-            "are fused, but not harmonised.",
-            settings.num_inference_steps, settings.jump_length, settings.repeat_step_ratio,
-        )  # fmt: skip
-    if not count(plan, "renoise") and settings.noise_scale_ratio != SamplerSettings.noise_scale_ratio:
-        logger.warning("noise_scale_ratio=%g has no effect: nothing is re-noised.", settings.noise_scale_ratio)
-    changed = [name for name in RENOISING if getattr(settings, name) != getattr(SamplerSettings, name)]
-    if changed and not renoises:
-        logger.warning(
-            "sampler=%s has re-noising of its own, or none: %s is left aside.", settings.sampler, ", ".join(changed)
-        )
 
 
 def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) -> Sequence[float | None]:

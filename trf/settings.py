@@ -17,7 +17,7 @@ OF_SAMPLER = ("num_inference_steps", "min_guidance_scale", "max_guidance_scale",
 """The settings that suit one sampler and mean something else to another."""
 _ONE_PASS = {"num_inference_steps": 25, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    # Of no use to it in the measurements it was made by: docs/experiments.md.
+    # More steps lost in every measurement, and guidance was in none: docs/experiments.md.
     "trf++": {"num_inference_steps": 12, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0},
     # Its guidance rises over the frames in either half, and the mean of both is taken: 2 everywhere.
     "gi": {"num_inference_steps": 50, "min_guidance_scale": 2.0, "max_guidance_scale": 2.0},
@@ -68,6 +68,9 @@ class SamplerSettings:
             raise ValueError(f"num_frames={self.num_frames}: two bounds need at least 2 frames.")
         if self.sampler not in get_args(SamplerName):
             raise ValueError(f"sampler={self.sampler!r}: choose one of {', '.join(get_args(SamplerName))}.")
+        for name in ("fps", "motion_bucket_id"):
+            if not isinstance(value := getattr(self, name), int | float):
+                raise ValueError(f"{name}={value!r}: give a number; docs/sampling.md shows how to measure it.")
         if self.fps <= 0:
             raise ValueError(f"fps={self.fps}: must be above 0.")
         if self.noise_aug_strength < 0:

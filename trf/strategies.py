@@ -6,15 +6,18 @@ use are in `settings`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .fusion import even_weights, linear_weights
-from .schedule import Iteration, fused_plan, gi_plan, mpd_par_plan, mpd_seq_plan, trf_plan, vibid_plan
-from .settings import SamplerName, SamplerSettings
+from .schedule import Iteration, count, fused_plan, gi_plan, mpd_par_plan, mpd_seq_plan, trf_plan, vibid_plan
+from .settings import RENOISING, SamplerName, SamplerSettings
+
+logger = logging.getLogger(__name__)
 
 Weights = Callable[[int, torch.device | str | None], Tensor]
 
@@ -52,3 +55,21 @@ STRATEGIES: Mapping[SamplerName, Strategy] = {
     "mpd-seq": Strategy(plan=lambda own: mpd_seq_plan(own.num_inference_steps), cfg_plus=True),
     "mpd-par": Strategy(plan=lambda own: mpd_par_plan(own.num_inference_steps), cfg_plus=True),
 }
+
+
+def warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteration]) -> None:
+    """Say which settings do nothing with this sampler, or with so few steps."""
+    renoises = settings.sampler in ("trf", "trf-reference")
+    if renoises and settings.jump_n_sample > 1 and not count(plan, "renoise"):
+        logger.warning(
+            "%d denoising steps are too few to re-noise with jump_length=%d and repeat_step_ratio=%g: the halves "
+            "are fused, but not harmonised.",
+            settings.num_inference_steps, settings.jump_length, settings.repeat_step_ratio,
+        )  # fmt: skip
+    if not count(plan, "renoise") and settings.noise_scale_ratio != SamplerSettings.noise_scale_ratio:
+        logger.warning("noise_scale_ratio=%g has no effect: nothing is re-noised.", settings.noise_scale_ratio)
+    changed = [name for name in RENOISING if getattr(settings, name) != getattr(SamplerSettings, name)]
+    if changed and not renoises:
+        logger.warning(
+            "sampler=%s has re-noising of its own, or none: %s is left aside.", settings.sampler, ", ".join(changed)
+        )

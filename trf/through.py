@@ -32,43 +32,17 @@ SAMPLERS: tuple[SamplerName, ...] = ("trf", "trf++")
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What a film goes through."""
+    """What a film goes through; made by `course_of`."""
 
     times: tuple[int, ...]
     """Frames that are keyframes, rising from 0."""
     frames: int
     """Of the film. After the last one a closed film begins again."""
-    closed: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.times) < 2 - self.closed:
-            raise ValueError("a film needs two keyframes or more; a closed one needs one.")
-        if self.times[0] != 0 or any(later <= earlier for earlier, later in pairwise(self.times)):
-            raise ValueError(f"times={list(self.times)}: must begin with 0 and rise.")
-        if self.closed and self.frames < self.times[-1] + 2:
-            raise ValueError(
-                f"a closed film of {self.frames} frames with a keyframe at {self.times[-1]} has nothing between that "
-                "and its beginning; make it longer."
-            )
-        if not self.closed and self.frames != self.times[-1] + 1:
-            raise ValueError(f"frames={self.frames}: a film ends at its last keyframe, at {self.times[-1]}.")
+    closed: bool
 
     def levels(self, length: int) -> list[Level]:
         """The films to make with windows of so many frames, one after the other."""
         return levels_of(self.times, self.frames, length, closed=self.closed)
-
-    def check_settings(self, settings: SamplerSettings) -> None:
-        """Refuse settings that no film can be made with.
-
-        Raises:
-            ValueError: saying which.
-        """
-        if settings.sampler not in SAMPLERS:
-            raise ValueError(
-                f"sampler={settings.sampler!r}: a film through keyframes is made by {', '.join(SAMPLERS)}."
-            )
-        if settings.num_frames < 4:
-            raise ValueError(f"num_frames={settings.num_frames}: windows of a film need at least 4 frames.")
 
     def unet_calls(self, settings: SamplerSettings) -> int:
         """What they cost."""
@@ -77,6 +51,46 @@ class Course:
             starts = starts_of(level.times, level.frames, settings.num_frames, closed=self.closed)
             windows += len(starts) - (not self.closed)
         return windows * unet_calls(STRATEGIES[settings.sampler].plan(settings))
+
+
+def course_of(keyframes: int, times: Sequence[int], frames: int | None = None, *, closed: bool = False) -> Course:
+    """The course of a film.
+
+    Args:
+        keyframes: how many there are.
+        times: their frames, rising from 0.
+        frames: of a closed film; an open one ends with its last keyframe.
+        closed: whether the film goes on from its last frame to its first.
+
+    Raises:
+        ValueError: if there is no such film, with the reason.
+    """
+    if len(times) != keyframes:
+        raise ValueError(f"{len(times)} times for {keyframes} keyframes: give one each.")
+    if keyframes < 2 - closed:
+        raise ValueError("a film needs two keyframes or more; a closed one needs one.")
+    if times[0] != 0 or any(later <= earlier for earlier, later in pairwise(times)):
+        raise ValueError(f"times={list(times)}: must begin with 0 and rise.")
+    if closed and (frames is None or frames < times[-1] + 2):
+        raise ValueError(
+            f"frames={frames}: say how many a closed film has, {times[-1] + 2} or more with a keyframe at {times[-1]}, "
+            "for after its last one it begins again."
+        )
+    if not closed and frames not in (None, times[-1] + 1):
+        raise ValueError(f"frames={frames}: a film ends at its last keyframe, at {times[-1]}; leave frames out.")
+    return Course(times=tuple(times), frames=times[-1] + 1 if frames is None else frames, closed=closed)
+
+
+def check_settings(settings: SamplerSettings) -> None:
+    """Refuse settings that no film can be made with.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if settings.sampler not in SAMPLERS:
+        raise ValueError(f"sampler={settings.sampler!r}: a film through keyframes is made by {', '.join(SAMPLERS)}.")
+    if settings.num_frames < 4:
+        raise ValueError(f"num_frames={settings.num_frames}: windows of a film need at least 4 frames.")
 
 
 def told_fps(settings: SamplerSettings, level: Level) -> float:
@@ -124,11 +138,12 @@ class FilmSampler:
         """A level's film through images whose clean latents are `known`, `[1, K, C, h, w]`."""
         pipe, own = self.pipe, self.settings
         forward, backward, (before, after) = windows_of(level.times, level.frames, own.num_frames, closed=closed)
+        both: dict[Way, Windows] = {"forward": forward.to(device), "backward": backward.to(device)}
         num_windows, length = forward.frames.shape
         scheduler, sigmas, timesteps = pipe.noise_levels(own, device)
         plan = STRATEGIES[own.sampler].plan(own)
 
-        shape = (1, before + level.frames + after, *known.shape[2:])
+        shape = (1, forward.total, *known.shape[2:])
         aug_noise = unit_noise("aug_noise", None, (1, 3, own.height, own.width), self.generator, device)
         x = unit_noise("latents", None, shape, self.generator, device) * scheduler.init_noise_sigma
         renoising = noise_source("renoise_noise", None, count(plan, "renoise"), shape, self.generator, device)
@@ -136,7 +151,6 @@ class FilmSampler:
         starts = sorted({*forward.keyframes, *backward.keyframes})
         shown = {number: pipe.encode_bound(images[number], own, aug_noise, device) for number in starts}
         conditions: dict[Way, Condition] = {}
-        both: dict[Way, Windows] = {"forward": forward, "backward": backward}
         for way, windows in both.items():
             embeddings, latents = zip(*(shown[number] for number in windows.keyframes))
             conditions[way] = Condition(embedding=torch.cat(embeddings), latents=torch.cat(latents))
@@ -150,15 +164,13 @@ class FilmSampler:
             timesteps=timesteps,
             guidance=frame_guidance(lowest, highest, length, device) if highest > 1 else None,
             rows_per_forward=self.rows_per_forward,
-            apart=True,
-            on_calls=self.on_calls,
         )
-        windowed = WindowedDenoiser(denoise=denoise, windows=both)
+        windowed = WindowedDenoiser(denoise=denoise, windows=both, on_calls=self.on_calls)
         at = torch.tensor(level.times, device=device) + before
         ramps = ramps_of(level.times, level.frames, (before, after), closed=closed).to(device)
         film = sample(
             windowed, x, sigmas, plan, renoising,
-            weights=windowed.shares(x), noise_scale=own.noise_scale_ratio,
+            weights=both["forward"].share, noise_scale=own.noise_scale_ratio,
             hold=lambda film: held(film, at, known, ramps),
         )  # fmt: skip
         self.forwards += denoise.forwards

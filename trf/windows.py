@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -40,22 +41,31 @@ class Windows:
     weights: Tensor
     """`[K, F]`: share of the window in each of its frames, float32. Over both directions they sum to 1 at a frame."""
 
-    def mix(self, estimates: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """Lay the windows' estimates `[K, F, C, h, w]` over one another.
+    total: int
+    """Frames of the film, with those beyond its ends."""
 
-        Returns:
-            Their weighted mean, `[1, frames, C, h, w]`, zero where there is no window; and the sum of their weights,
-            `[1, frames, 1, 1, 1]`.
-        """
+    def to(self, device: torch.device) -> Windows:
+        """The same on a device."""
+        return replace(self, frames=self.frames.to(device), weights=self.weights.to(device))
+
+    @cached_property
+    def share(self) -> Tensor:
+        """Share of all these windows in each frame of the film, `[1, total, 1, 1, 1]`."""
+        return self._mixing.sum((1, 2)).view(1, -1, 1, 1, 1)
+
+    def mix(self, estimates: Tensor) -> Tensor:
+        """The weighted mean of the windows' estimates `[K, F, C, h, w]`, `[1, total, C, h, w]`; zero where none is."""
         # A product and no sum by index: on a GPU that would add in any order.
-        windows, places = self.frames.shape
-        k, f = torch.arange(windows)[:, None], torch.arange(places)[None]
-        mixing = torch.zeros(frames, windows, places)
-        mixing[self.frames, k, f] = self.weights
-        total = mixing.sum((1, 2), keepdim=True)
-        mixing = torch.where(total > 0, mixing / total.clamp(min=torch.finfo(total.dtype).tiny), 0)
-        film = torch.einsum("nkf,kfchw->nchw", mixing.to(estimates), estimates)
-        return film.unsqueeze(0), total.to(estimates).view(1, -1, 1, 1, 1)
+        mean = self._mixing / self.share.view(-1, 1, 1).clamp(min=torch.finfo(self.weights.dtype).tiny)
+        return torch.einsum("nkf,kfchw->nchw", mean, estimates).unsqueeze(0)
+
+    @cached_property
+    def _mixing(self) -> Tensor:
+        """`[total, K, F]`: weight of a window's frame in a frame of the film."""
+        windows, places = (torch.arange(size, device=self.frames.device) for size in self.frames.shape)
+        mixing = self.weights.new_zeros(self.total, *self.frames.shape)
+        mixing[self.frames, windows[:, None], places] = self.weights
+        return mixing
 
 
 def levels_of(times: Sequence[int], frames: int, length: int, *, closed: bool) -> list[Level]:
@@ -144,7 +154,7 @@ def windows_of(
         raw.append(torch.stack([_falling(distance, gap) for _, _, gap in own]))
     shares = torch.zeros(total).index_add(0, torch.cat(indices).flatten(), torch.cat(raw).flatten())
     made = [
-        Windows(keyframes=tuple(number for number, _, _ in own), frames=places, weights=weights / shares[places])
+        Windows(keyframes=tuple(next(zip(*own))), frames=places, weights=weights / shares[places], total=total)
         for own, places, weights in zip((forward, backward), indices, raw)
     ]
     return made[0], made[1], (before, after)

@@ -126,7 +126,7 @@ def test_the_command_line(settings, keyframes, tiny_model, tmp_path, capsys):
     assert main(["film", *words, "times=[0,2]"]) == 2
     assert "2 times for 3 keyframes" in capsys.readouterr().err
     assert main(["film", *words, *small, "times=[0,2,4]", "closed=true"]) == 2
-    assert "give frames" in capsys.readouterr().err
+    assert "say how many a closed film has" in capsys.readouterr().err
     assert main(["film", *words, *small, "times=[0,2,4]", "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
     assert main(["film", *words, *small, "times=[0,2,4]"]) == 0

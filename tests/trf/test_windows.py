@@ -10,7 +10,7 @@ import torch
 
 from trfpp.trf.denoiser import BoundedDenoiser, Condition, WindowedDenoiser
 from trfpp.trf.fusion import fuse, linear_weights, reverse_time
-from trfpp.trf.through import Course
+from trfpp.trf.through import course_of
 from trfpp.trf.windows import held, levels_of, ramps_of, starts_of, windows_of
 
 SMALL = {"height": 32, "width": 48, "num_frames": 6, "num_inference_steps": 2, "max_guidance_scale": 1.0}
@@ -25,7 +25,7 @@ def courses(number=60):
         times = [sum(gaps[:k]) for k in range(len(gaps) + (not closed))]
         frames = sum(gaps) + (not closed)
         if not (closed and frames < times[-1] + 2):
-            yield Course(times=tuple(times), frames=frames, closed=closed), draw.choice([4, 5, 12, 14, 25])
+            yield course_of(len(times), times, frames, closed=closed), draw.choice([4, 5, 12, 14, 25])
 
 
 @pytest.mark.parametrize(("course", "length"), courses())
@@ -98,7 +98,7 @@ def test_two_keyframes_are_estimated_as_a_pair(pipe):
         forward, backward, _ = windows_of([0, 5], 6, 6, closed=False)
         windowed = WindowedDenoiser(denoise=denoise, windows={"forward": forward, "backward": backward})
         ways = windowed(x, 0, ("forward", "backward"), 0)
-        made = fuse(ways["forward"].guided, ways["backward"].guided, windowed.shares(x))
+        made = fuse(ways["forward"].guided, ways["backward"].guided, forward.share)
     assert torch.allclose(made, expected, atol=1e-5)
     assert not torch.allclose(made, reverse_time(expected), atol=1e-2)
 
@@ -215,18 +215,18 @@ def test_a_patch_acts_on_its_half_of_a_film(clean, keyframes, make_patch):
 @pytest.mark.parametrize(
     ("times", "changes", "said"),
     [
-        ((0, 2), {}, "3 keyframes, but 2 times"),
+        ((0, 2), {}, "2 times for 3 keyframes"),
         ((0, 2, 2), {}, "must begin with 0 and rise"),
         ((1, 2, 3), {}, "must begin with 0 and rise"),
         ((0, 2, 4), {"film_frames": 9}, "ends at its last keyframe, at 4"),
-        ((0, 2, 4), {"closed": True}, "say film_frames"),
-        ((0, 2, 4), {"closed": True, "film_frames": 5}, "nothing between"),
+        ((0, 2, 4), {"closed": True}, "say how many"),
+        ((0, 2, 4), {"closed": True, "film_frames": 5}, "6 or more with a keyframe at 4"),
         ((0, 2, 4), {"sampler": "vibid"}, "made by trf, trf"),
         ((0, 2, 4), {"num_frames": 3}, "at least 4"),
         ((0, 2, 4), {"height": 33}, "multiples of"),
         ((0, 2, 4), {"output_type": "gif"}, "choose pil"),
         ((0, 2, 4), {"colour": 3}, "unknown sampler setting 'colour'"),
-        ((0, 2, 4), {"fps": "auto"}, "fps='auto': give numbers"),
+        ((0, 2, 4), {"fps": "auto"}, "fps='auto': give a number"),
         ((0, 2, 4), {"film_frames": 0}, "ends at its last keyframe"),
     ],
 )
