@@ -28,10 +28,9 @@ from PIL import Image
 
 from trfpp import TimeReversalFusionPipeline
 from trfpp.bench import svd_xt
-from trfpp.bench.ways import largest
 from trfpp.trf import pipeline
 from trfpp.trf.base import hide_loading_bars
-from trfpp.trf.device import best_device
+from trfpp.trf.device import best_device, peak_memory
 from trfpp.trf.strategies import STRATEGIES
 
 RELEASE, OURS = "the release's way", "ours"
@@ -131,7 +130,7 @@ def run(model: str, way: str, sampler: str, steps: int | None) -> Spent:
             made = pipe(*bounds(size, number), sampler=sampler, num_inference_steps=steps, generator=generator)
             spent.pairs.append(now() - began)
     spent.calls = made.unet_calls
-    spent.memory = torch.cuda.max_memory_allocated() if best_device().type == "cuda" else largest()
+    spent.memory = peak_memory(best_device()) or 0
     return spent
 
 

@@ -35,6 +35,7 @@ from trfpp.trf.adapters import adapter_weights
 from trfpp.trf.attention import attend_to_one_token
 from trfpp.trf.base import load_component, load_config
 from trfpp.trf.conditioning import clip_pixels, encode_clip, encode_condition, encode_posterior, micro_conditioning
+from trfpp.trf.device import peak_memory
 from trfpp.trf.edm import log_normal_sigmas
 from trfpp.trf.patch import inject_patch
 from trfpp.trf.quantization import quantize
@@ -195,7 +196,8 @@ def first_weights(case: Case) -> dict[str, Tensor]:
 
 def train(way: str, case: Case) -> Run:
     """A run of one way, from the first weights."""
-    at_first = largest()
+    device = torch.device(case.device)
+    at_first = 0 if device.type == "cuda" else peak_memory(device) or 0
     first = first_weights(case)
     gc.collect()
     if case.device == "cuda":
@@ -250,20 +252,13 @@ def train(way: str, case: Case) -> Run:
             step(n)
     synchronise(case.device)
     seconds = time.perf_counter() - began
-    on_gpu = case.device == "cuda"
     return Run(
         seconds=seconds,
         conditioning=public.seconds if public else 0.0,
         losses=[float(loss) for loss in losses],
-        memory=torch.cuda.max_memory_allocated() if on_gpu else largest() - at_first,
+        memory=(peak_memory(device) or 0) - at_first,
         flops=counter.get_total_flops(),
     )
-
-
-def largest() -> int:
-    """Bytes of memory this process had at its largest (Linux)."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def scaling_of(model: str) -> float:

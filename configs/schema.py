@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+SamplerName = Literal["trf", "trf++", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"]
 
 
 class Settings(BaseModel):
@@ -147,7 +148,7 @@ class SamplerOverrides(Settings):
     """Re-noise while at least this fraction of the steps remains."""
     noise_scale_ratio: Annotated[float, Field(ge=0)] | None = None
     """Factor on the re-noising noise."""
-    sampler: Literal["trf", "trf++", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"] | None = None
+    sampler: SamplerName | None = None
     """trf; trf++: few steps, the bounds held; trf-reference: the release's exact behaviour; gi: Generative
     Inbetweening; vibid: ViBiDSampler; mpd-seq and mpd-par: MPD."""
 
@@ -178,6 +179,12 @@ class SamplingConfig(OnPatch):
     """Four small UNet calls an iteration in place of one large one."""
     decode_chunk_size: Positive = 8
     """Frames the VAE decodes at a time, besides two neighbours on either side."""
+    decode_tile_size: Annotated[int, Field(ge=64)] | None = None
+    """Pixels of the side of the tiles that the VAE decodes frames in, blended where they meet, for less memory; whole
+    frames by default."""
+    compile: bool = False
+    """Compile the UNet's transformer blocks: a minute or more before the first pair, faster from there on. Needs a C++
+    compiler."""
 
     @model_validator(mode="after")
     def _scale_of_each_patch(self) -> SamplingConfig:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .schema import Positive, SamplerOverrides, Settings
+from .schema import Positive, SamplerName, SamplerOverrides, Settings
 from .training import LoraSettings, ObjectiveSettings, OptimSettings
 
 Domain = Literal["linear", "views", "loop", "irreversible", "control"]
@@ -17,7 +17,7 @@ Targets = Literal["temporal", "spatial", "all", "motion"]
 class PatchTraining(Settings):
     """How every patch is trained."""
 
-    steps: Positive = 1000
+    steps: Positive = 250
     """Optimizer steps."""
     batch_size: Positive = 8
     """Clips a step; a patch for both directions sees each of them both ways."""
@@ -34,7 +34,7 @@ class PatchTraining(Settings):
 class FullTraining(Settings):
     """How all weights are fine-tuned, on the same clips in the same order and batches, with the same noise."""
 
-    steps: Positive = 1000
+    steps: Positive = 250
     """Optimizer steps."""
     optim: OptimSettings = OptimSettings(lr=5e-4, schedule="cosine", warmup_steps=30)
     """The optimizer; adamw along a cosine."""
@@ -50,12 +50,16 @@ class Variants(Settings):
 
 
 class Longer(Settings):
-    """The forward/backward pair, trained on from where it ended."""
+    """The forward/backward pair, trained on from where it ended, on more films and for its fusion."""
 
     worlds: list[Domain] = Field(default=["linear", "views", "loop"])
     """Domains in which it is; none leaves it out."""
-    steps: Positive = 3000
+    steps: Positive = 2000
     """Optimizer steps beyond those of the pair, of a schedule of their own."""
+    films: Positive = 2048
+    """Films that it is trained on, those of the pair among them."""
+    fusion: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the fused loss."""
 
 
 class Sweeps(Settings):
@@ -75,6 +79,19 @@ class Sweeps(Settings):
     """Numbers of training clips, the first ones."""
     factors: list[Annotated[float, Field(gt=0)]] = Field(default=[0.5, 0.7, 1, 1.4, 2])
     """What the sampler is told, over what was measured: of the fps, and of the motion bucket (255 at most)."""
+
+
+class Sampling(Settings):
+    """Ways of sampling, set against the study's own, on the base and on the pair."""
+
+    worlds: list[Domain] = Field(default=["linear", "views", "loop", "irreversible", "control"])
+    """Domains in which they are; none leaves them out."""
+    pairs: Positive = 16
+    """Held-out pairs, the first ones."""
+    samplers: list[SamplerName] = Field(default=["trf", "vibid", "mpd-seq", "mpd-par"])
+    """Samplers as their authors use them."""
+    unguided: list[SamplerName] = Field(default=["trf", "gi"])
+    """Samplers as their authors use them, but without guidance, for half of the cost."""
 
 
 class StudyConfig(Settings):
@@ -104,7 +121,7 @@ class StudyConfig(Settings):
     """The forward/backward pair, trained on."""
     variants: Variants = Variants()
     """Other ways to train the forward/backward pair."""
-    sampler: SamplerOverrides = SamplerOverrides(num_inference_steps=30, max_guidance_scale=1)
+    sampler: SamplerOverrides = SamplerOverrides(sampler="trf++")
     """The sampler, the same for all methods; fps and motion bucket are each pair's own."""
     sampling_seed: int = 42
     """Of every draw of the sampler; all methods start a pair from the same noise."""
@@ -112,6 +129,8 @@ class StudyConfig(Settings):
     """Pairs sampled at a time; results do not depend on it."""
     forgetting: bool = True
     """Measure each patch on the base world too."""
+    sampling: Sampling = Sampling()
+    """Ways of sampling."""
     sweeps: Sweeps = Sweeps()
     """One setting at a time."""
     sheets: Annotated[int, Field(ge=0)] = 2
@@ -119,7 +138,7 @@ class StudyConfig(Settings):
     only: list[str] = Field(default_factory=list)
     """Patterns of names, such as eval/linear-*: do these runs and what they need; all by default."""
     jobs: Positive = 1
-    """Runs done at once, each in a process of its own; more than one keeps a GPU busy, but is no gain on a CPU."""
+    """Runs done at once, each in a process of its own: as many as cores on a CPU, several to keep a GPU busy."""
     hours: Annotated[float, Field(ge=0)] | None = None
     """Start no further run after so long; 0 writes the report only."""
     report: Path | None = None

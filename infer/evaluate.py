@@ -22,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data_prep.writing import write_video
+from ..trf.device import peak_memory
 from ..trf.replace import replacing
 from .cases import Case, Footage, batches, cases_of, films_of, footage_of
 from .evaluation import SHEET_FILE, SUMMARY_FILE, VIDEOS_FOLDER, Row, begin, metrics_of, recipe_of, resume, write_rows
@@ -143,6 +144,7 @@ def _summary(config: EvaluateConfig, recipe: dict[str, Any], rows: Sequence[Row]
         "metrics": metrics,
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "unet_calls_per_video": sum(row["unet_calls"] for row in rows) / max(1, len(rows)),
+        "peak_memory_bytes": peak_memory(device_of(config)),
         "settings": recipe,
         "machine": _machine(config),
         "versions": versions(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..trf.base import resolved_revision
 from ..trf.replace import remove, replacing
 from .cases import Case, manifest_of
-from .record import device_of, patch_sha256, patches_of, precision_of, sha256
+from .record import device_of, optional, patch_sha256, patches_of, precision_of, sha256
 
 if TYPE_CHECKING:
     from ..configs.schema import EvaluateConfig
@@ -43,6 +43,7 @@ def recipe_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, Any]:
             "device": config.device or device_of(config).type,
             "low_memory": config.low_memory,
             "decode_chunk_size": config.decode_chunk_size,
+            **optional(config),
             "seed": config.seed,
         }
     # Where fps, motion, frames and size are each pair's own, those of the first stand for all: see the manifest.

@@ -50,7 +50,7 @@ def maker_of(config: EvaluateConfig) -> Maker:
     if config.reconstruct:
         dtype = DTYPES[precision_of(config)]
         vae = load_component(config.model, "vae", dtype=dtype, revision=config.revision, variant=config.variant)
-        return reconstruction_maker(vae.to(device_of(config)), config.decode_chunk_size)
+        return reconstruction_maker(vae.to(device_of(config)), config.decode_chunk_size, config.decode_tile_size)
     pipe = load_pipeline(config)
     pipe.set_progress_bar_config(desc="sampling", leave=False, disable=None)
     return sampling_maker(pipe, low_memory=config.low_memory, decode_chunk_size=config.decode_chunk_size)
@@ -90,9 +90,10 @@ def baseline_maker(name: BaselineName) -> Maker:
     return make
 
 
-def reconstruction_maker(vae: torch.nn.Module, decode_chunk_size: int) -> Maker:
+def reconstruction_maker(vae: torch.nn.Module, decode_chunk_size: int, decode_tile_size: int | None = None) -> Maker:
     """The truth, encoded and decoded again: a ceiling for whatever is sampled in the VAE's latents."""
     pipe = TimeReversalFusionPipeline(vae, None, None, None, None)
+    pipe.decode_tile_size = decode_tile_size
 
     @torch.no_grad()
     def make(cases: Sequence[Case], footage: Sequence[Footage]) -> list[Made]:

@@ -8,11 +8,15 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
 from ..trf.base import empty_unet, load_config
+from ..trf.compiling import compile_blocks
 from ..trf.pipeline import TimeReversalFusionPipeline
 from .record import DTYPES, device_of, patches_of, precision_of
 
 if TYPE_CHECKING:
     from ..configs.schema import SamplingConfig
+
+SHAPES = 8
+"""Shapes of videos, batches included, that compiled blocks are kept for in a process."""
 
 
 def load_pipeline(config: SamplingConfig) -> TimeReversalFusionPipeline:
@@ -27,6 +31,9 @@ def load_pipeline(config: SamplingConfig) -> TimeReversalFusionPipeline:
         config.model, revision=config.revision, variant=config.variant, dtype=DTYPES[precision_of(config)]
     )
     _load_patches(pipe, config)
+    pipe.decode_tile_size = config.decode_tile_size
+    if config.compile:
+        compile_blocks(pipe.unet, SHAPES)
     if config.offload:
         pipe.enable_model_cpu_offload(device=device)
     else:

@@ -102,6 +102,11 @@ def device_of(config: SamplingConfig) -> torch.device:
     return device
 
 
+def optional(config: SamplingConfig) -> dict[str, Any]:
+    """Settings that decide bits where they are used; left out where they are not, as in records older than they are."""
+    return {name: value for name in ("decode_tile_size", "compile") if (value := getattr(config, name))}
+
+
 def recipe(
     config: SamplingConfig,
     images: Mapping[str, Path | Sequence[Path]],
@@ -134,6 +139,7 @@ def recipe(
             "device": config.device or device_of(config).type,  # which of several alike decides nothing
             "low_memory": config.low_memory,
             "decode_chunk_size": config.decode_chunk_size,
+            **optional(config),
         },
         "sha256": {**{name: _each(files, sha256) for name, files in images.items()}, "patches": patches_sha256},
     }

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..configs.schema import SamplerOverrides
 from ..trf.schedule import unet_calls
-from ..trf.settings import SamplerSettings
+from ..trf.settings import resolve
 from ..trf.strategies import STRATEGIES
 
 Maker = Literal["baseline", "reconstruct", "sample"]
@@ -48,7 +48,7 @@ def of_training(steps: int, rows: int, *, full: bool) -> float:
 
 def of_evaluation(pairs: int, maker: Maker, sampler: SamplerOverrides) -> float:
     """Making and measuring pairs."""
-    settings = SamplerSettings(**sampler.model_dump(exclude_none=True))
+    settings, _ = resolve(sampler.model_dump(exclude_none=True), {}, {})
     strategy = STRATEGIES[settings.sampler]
     rows = (2 if settings.max_guidance_scale > 1 or strategy.cfg_plus else 1) * unet_calls(strategy.plan(settings))
     made = {"baseline": 0, "reconstruct": 2 * CODED, "sample": CODED + rows * UNET_ROW}

@@ -10,7 +10,7 @@ where its output lies in the study's folder:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -25,7 +25,7 @@ METHODS = {
     "forward_both": "forward patch, both halves",
     "either": "one patch for both directions",
     "pair": "forward/backward pair",
-    "long": "pair, trained for longer",
+    "long": "pair, trained on",
     "fused": "pair trained for its fusion",
     "rotated": "pair with rotated attention",
     "full": "full fine-tune",
@@ -66,12 +66,24 @@ class Curve:
     """The setting's values, in order, and the evaluation of each."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Evaluations of one method by every way of sampling."""
+
+    world: str
+    method: str
+    """What is sampled, one of `METHODS`."""
+    ways: tuple[tuple[str, str], ...]
+    """Names of the ways, that which the others are set against first, and the evaluation of each."""
+
+
 @dataclass
 class Plan:
-    """All runs by name, each after what it needs, and what the sweeps' evaluations belong to."""
+    """All runs by name, each after what it needs, and what some evaluations belong to."""
 
     runs: dict[str, Run] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
+    sampled: list[Sampled] = field(default_factory=list)
 
     def chosen(self, patterns: Sequence[str]) -> list[Run]:
         """The runs whose names match a pattern and all they need, in order; all runs without patterns.
@@ -79,11 +91,30 @@ class Plan:
         Raises:
             ValueError: for a pattern that matches none.
         """
+        return self._with_needs(self._wanted(patterns), lambda run: False)
+
+    def missing(self, patterns: Sequence[str], is_done: Callable[[Run], bool]) -> list[Run]:
+        """Those that have to be done: not done yet, and wanted or needed by one that has to be done.
+
+        Only evaluations are wanted without patterns: once they are done, films, caches and trainings may be deleted.
+
+        Raises:
+            ValueError: for a pattern that matches none.
+        """
+        return self._with_needs(self._wanted(patterns), is_done)
+
+    def _wanted(self, patterns: Sequence[str]) -> set[str]:
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in self.runs):
                 raise ValueError(f"only: no run is called {pattern!r}; dry_run=true lists them.")
-        names = {name for name in self.runs if not patterns or any(fnmatchcase(name, one) for one in patterns)}
+        if not patterns:
+            return {run.name for run in self.runs.values() if run.kind == "evaluate"}
+        return {name for name in self.runs if any(fnmatchcase(name, one) for one in patterns)}
+
+    def _with_needs(self, names: set[str], leave_out: Callable[[Run], bool]) -> list[Run]:
+        found = set()
         for run in reversed(self.runs.values()):  # what a run needs lies before it
-            if run.name in names:
+            if run.name in names and not leave_out(run):
+                found.add(run.name)
                 names.update(run.needs)
-        return [run for run in self.runs.values() if run.name in names]
+        return [run for run in self.runs.values() if run.name in found]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.load import read_yaml, recipes
-from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, WorldsConfig
+from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, SamplerOverrides, WorldsConfig
 from ..configs.studying import StudyConfig
 from ..configs.training import CheckpointSettings, OptimSettings, TrainConfig, ValidationSettings
+from ..trf.settings import SamplerSettings
 from .costs import Maker, of_cache, of_evaluation, of_films, of_prep, of_training
-from .plan import MAIN, VARIANTS, Curve, Kind, Plan, Run
+from .plan import MAIN, VARIANTS, Curve, Kind, Plan, Run, Sampled
 from .told import Told
 
 HELD_OUT_FROM = 100_000
@@ -46,6 +47,8 @@ def make_plan(config: StudyConfig) -> Plan:
             planner.method(world, method)
     for world in config.longer.worlds:
         planner.method(world, "long")
+    for world in config.sampling.worlds:
+        planner.sampling(world)
     for world in config.variants.worlds:
         for variant in ("fused", "rotated"):
             planner.method(world, variant)
@@ -118,8 +121,9 @@ class Planner:
     def patch(self, world: str, name: str, *, clips: int | None = None, **lora: Any) -> str:
         """A patch for a world, on all its clips or the first ones; `lora` are its own settings of the adapter."""
         patch, direction, run = self.config.patch, DIRECTIONS.get(name, DIRECTIONS[MAIN]), f"runs/{world}-{name}"
-        data = self.clips(world, clips)
+        data = self.clips(world, self.config.longer.films if name == "long" else clips)
         changes: dict[str, dict[str, Any]] = {
+            "long": {"fusion": self.config.longer.fusion},
             "fused": {"fusion": self.config.variants.fusion},
             "rotated": {"rotated_attention": True},
         }
@@ -193,9 +197,25 @@ class Planner:
         }  # fmt: skip
         settings = EvaluateConfig.model_validate(values)
         maker: Maker = "baseline" if settings.baseline else "reconstruct" if settings.reconstruct else "sample"
-        seconds = of_evaluation(more.get("pairs", config.pairs), maker, config.sampler)
+        seconds = of_evaluation(settings.pairs or config.pairs, maker, settings.sampler)
         uses = [one for one in (data, patch, manifest, *needs) if one]
         return self.add(f"eval/{world}-{name}", "evaluate", settings, seconds, uses)
+
+    # Ways of sampling
+
+    def sampling(self, world: str) -> None:
+        """Every way on the base and on the pair, after the study's own, which has been measured."""
+        sampling, own = self.config.sampling, self.config.sampler.sampler or SamplerSettings.sampler
+        ways = {name: SamplerOverrides(sampler=name) for name in sampling.samplers} | {
+            f"{name}-unguided": SamplerOverrides(sampler=name, max_guidance_scale=1.0) for name in sampling.unguided
+        }
+        some: dict[str, Any] = {"pairs": min(sampling.pairs, self.config.pairs)}
+        for method, patch in (("base", None), (MAIN, self.patch(world, MAIN))):
+            found = {str(own): self.method(world, method)} | {
+                way: self.measure(world, f"{way}-{method}", patch=patch, sampler=sampler, **some)
+                for way, sampler in ways.items()
+            }
+            self.plan.sampled.append(Sampled(world=world, method=method, ways=tuple(found.items())))
 
     # Sweeps
 

@@ -15,8 +15,10 @@ from ..infer.statistics import Interval
 from ..trf.replace import replacing
 from .figures import gains_figure, methods_figure, sweep_figure
 from .log import duration, read_log
+from .markdown import NOTE, PAIRED_NOTE, bullets, gain, picture, table
 from .plan import MAIN, METHODS, VARIANTS, Curve, Plan
 from .results import ERRORS, METRICS, Metric, Results
+from .ways import ways_of_sampling
 
 REPORT_FILE = "report.md"
 FLOORS = ("cross_fade", "flow_warp")
@@ -32,8 +34,6 @@ PANELS = {
 PICTURED = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees", "motion_ratio", "disagreement")
 SWEPT = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees", "disagreement")
 CONTRASTED = ("inner_psnr", "track_pixels", "path_degrees")
-NOTE = "95 % intervals of the mean over pairs in brackets."
-PAIRED_NOTE = "Differences pair by pair with 95 % bootstrap intervals; **bold** where the interval leaves out zero."
 
 
 def write_report(config: StudyConfig, plan: Plan) -> Path:
@@ -46,6 +46,7 @@ def write_report(config: StudyConfig, plan: Plan) -> Path:
         _overview(config, results, folder),
         *(_world(config, results, folder, world) for world in config.worlds),
         _forgetting(config, results, folder),
+        ways_of_sampling(results),
         *(_sweep(results, folder, name) for name in dict.fromkeys(curve.sweep for curve in plan.curves)),
         _state(config, results),
     ]
@@ -65,8 +66,8 @@ def _head(config: StudyConfig, results: Results) -> str:
         *([f"full fine-tune: {config.full.steps} steps, rate {config.full.optim.lr:g}"] if config.full else []),
         "sampler: " + ", ".join(f"{name} {value}" for name, value in sampler.items()),
     ]
-    done = f"{len(results.done)} of {len(results.plan.runs)} runs are done."
-    return "\n".join(["# What a domain patch does", "", f"Written by `trfpp study`. {done}", "", *_bullets(said)])
+    done = f"{len(results.evaluations)} evaluations are done, {len(results.missing)} runs are to come."
+    return "\n".join(["# What a domain patch does", "", f"Written by `trfpp study`. {done}", "", *bullets(said)])
 
 
 def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
@@ -87,14 +88,14 @@ def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
     rows = [
         [world]
         + [
-            _gain(Metric(title, digits, ""), gains[title].get(world, {}).get(MAIN))
+            gain(Metric(title, digits, ""), gains[title].get(world, {}).get(MAIN))
             for title, (_, digits) in PANELS.items()
         ]
         for world in config.worlds
     ]
     head = f"## Against the base\n\nThe {METHODS[MAIN]} minus the base. {PAIRED_NOTE}"
     return "\n\n".join(
-        [head, _table(["domain", *PANELS], rows), _picture(file, "What each method has more than the base")]
+        [head, table(["domain", *PANELS], rows), picture(file, "What each method has more than the base")]
     )
 
 
@@ -104,7 +105,7 @@ def _world(config: StudyConfig, results: Results, folder: Path, world: str) -> s
         return f"## {world}\n\nNothing is measured yet."
     parts = [f"## {world}", *_measured(results, names, METHODS, folder / f"{world}.png")]
     parts += [
-        _picture(file, f"{world}: truth and methods, {file.stem}") for file in _sheets(config, results, folder, world)
+        picture(file, f"{world}: truth and methods, {file.stem}") for file in _sheets(config, results, folder, world)
     ]
     return "\n\n".join(parts)
 
@@ -132,28 +133,32 @@ def _measured(
         for key, one in means.items()
     ]
     yield f"{results.summary(next(iter(names.values())))['pairs']} pairs. {NOTE}"
-    yield _table(head, rows)
+    yield table(head, rows)
     contrasts = {"base": [key for key in names if key != "base"], MAIN: [key for key in VARIANTS if key in names]}
     for reference, others in contrasts.items():
         if reference in names and others:
             found = {key: results.gains(names[reference], names[key]) for key in others}
             yield f"Against the {labels[reference]}. {PAIRED_NOTE}"
-            yield _table(head, [
-                [labels[key], *(_gain(metric, one.get(name)) for name, metric in metrics.items())]
+            yield table(head, [
+                [labels[key], *(gain(metric, one.get(name)) for name, metric in metrics.items())]
                 for key, one in found.items()
             ])  # fmt: skip
     if file is not None:
         methods_figure(file, means, labels, {name: str(metrics[name]) for name in PICTURED if name in metrics})
-        yield _picture(file, f"All methods, {file.stem}")
+        yield picture(file, f"All methods, {file.stem}")
 
 
 def _sheets(config: StudyConfig, results: Results, folder: Path, world: str) -> list[Path]:
-    """Contact sheets of the first pairs of which there are videos: truth beside every method that kept them."""
+    """Contact sheets of the first pairs of which there are videos: truth beside every method that kept them.
+
+    Once films or videos are deleted, the sheets stay as they are.
+    """
     videos = {name: results.videos(f"eval/{world}-{name}") for name in ON_SHEETS if results.has(f"eval/{world}-{name}")}
-    if not any(videos.values()):
-        return []
+    manifest = config.output / world / "pairs" / PAIRS_FOLDER / MANIFEST_FILE
+    if not any(videos.values()) or not manifest.is_file():
+        return sorted(folder.glob(f"{world}-[0-9]*.jpg"))
     files = []
-    pairs = read_manifest(config.output / world / "pairs" / PAIRS_FOLDER / MANIFEST_FILE)
+    pairs = read_manifest(manifest)
     for number, pair in enumerate(pairs[: config.sheets], start=1):
         assert pair.truth is not None
         truth = ImageSequence(pair.truth, 1.0)
@@ -185,7 +190,7 @@ def _sweep(results: Results, folder: Path, sweep: str) -> str:
 
 
 def _swept(results: Results, folder: Path, sweep: str, world: str, curves: Sequence[Curve]) -> list[str]:
-    found = {curve.method: results.curve(curve) for curve in curves}
+    found = {curve.method: results.over_shared(curve.points) for curve in curves}
     if all(len(points) < 2 for points in found.values()):
         return []
     metrics = {
@@ -203,48 +208,30 @@ def _swept(results: Results, folder: Path, sweep: str, world: str, curves: Seque
                 str(value) if isinstance(value, str) else f"{value:g}",
                 METHODS[curve.method],
                 *(metric.interval(one[name]) if name in one else "" for name, metric in metrics.items()),
-                *(_gain(metric, gains.get(name)) for name, metric in against.items()),
+                *(gain(metric, gains.get(name)) for name, metric in against.items()),
             ])  # fmt: skip
     file = folder / f"sweep-{world}-{sweep.replace(' ', '-')}.png"
     sweep_figure(file, found, METHODS, {name: str(metric) for name, metric in metrics.items()}, sweep)
     head = [sweep, f"on {world}", *map(str, metrics.values())]
     head += [f"{metric.title}, minus the base" for metric in against.values()]
-    return [_table(head, rows), _picture(file, f"{world}: {sweep}")]
+    return [table(head, rows), picture(file, f"{world}: {sweep}")]
 
 
 def _state(config: StudyConfig, results: Results) -> str:
     """What was done and what is missing, and how long it took."""
     latest = {line["name"]: line for line in read_log(config.output)}
-    missing = [name for name in results.plan.runs if name not in results.done]
-    failed = {name: latest[name]["error"] for name in missing if "error" in latest.get(name, {})}
+    failed = {name: latest[name]["error"] for name in results.missing if "error" in latest.get(name, {})}
     took = sum(line["seconds"] for line in read_log(config.output))
     machines = {
         f"{(made := results.summary(name)['machine'])['name']} ({made['device']}, {made['cores']} cores)"
-        for name in results.done
-        if name.startswith("eval/")
+        for name in results.evaluations
     }
-    lines = ["## Runs", "", f"{len(results.done)} done in {duration(took)}, {len(missing)} missing."]
-    lines += ["", *_bullets(f"machine: {machine}" for machine in sorted(machines))] if machines else []
-    lines += ["", *_bullets(f"`{name}` failed: {' '.join(reason.split())}" for name, reason in failed.items())]
+    lines = [
+        "## Runs",
+        "",
+        f"{len(results.evaluations)} evaluations, and what they need, took {duration(took)}; "
+        f"{len(results.missing)} runs are to come.",
+    ]
+    lines += ["", *bullets(f"machine: {machine}" for machine in sorted(machines))] if machines else []
+    lines += ["", *bullets(f"`{name}` failed: {' '.join(reason.split())}" for name, reason in failed.items())]
     return "\n".join(lines).rstrip()
-
-
-def _gain(metric: Metric, one: Interval | None) -> str:
-    if one is None:
-        return ""
-    text = metric.interval(one, "+")
-    sure = one.low > 0 or one.high < 0
-    return f"**{text}**" if sure else text
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _picture(file: Path, about: str) -> str:
-    return f"![{about}]({file.name})"
-
-
-def _bullets(lines: Iterable[str]) -> list[str]:
-    return [f"- {line}" for line in lines]

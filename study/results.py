@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..infer.compare import Comparison, compare
 from ..infer.evaluation import SUMMARY_FILE, VIDEOS_FOLDER, Row, read_rows
 from ..infer.statistics import Interval, mean_interval
-from .plan import Curve, Plan
+from .plan import Plan
 from .work import is_done
+
+V = TypeVar("V", bound=float | str)
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,18 @@ class Results:
         self._compared: dict[tuple[str, str], Comparison] = {}
 
     @cached_property
-    def done(self) -> Collection[str]:
-        """Names of all runs that are done, in their order."""
-        return [run.name for run in self.plan.runs.values() if is_done(run)]
+    def missing(self) -> Collection[str]:
+        """Names of the runs that are still to be done, in their order."""
+        return [run.name for run in self.plan.missing((), is_done)]
+
+    @cached_property
+    def evaluations(self) -> Collection[str]:
+        """Names of the evaluations that are done, in their order."""
+        return [run.name for run in self.plan.runs.values() if run.kind == "evaluate" and is_done(run)]
 
     def has(self, name: str) -> bool:
         """Whether an evaluation is done."""
-        return name in self.done
+        return name in self.evaluations
 
     def summary(self, name: str) -> dict[str, Any]:
         """What an evaluation's summary says."""
@@ -96,11 +103,11 @@ class Results:
             self._compared[base, name] = compare(self.output / base, self.output / name)
         return {metric: one.contrast for metric, one in self._compared[base, name].metrics.items()}
 
-    def curve(self, curve: Curve) -> dict[float | str, dict[str, Interval]]:
-        """The finished points of a sweep by the setting's value, all over the pairs that they share."""
-        points = {value: read_rows(self.output / name) for value, name in curve.points if self.has(name)}
-        shared = _shared(list(points.values()))
-        return {value: _means([rows[pair] for pair in shared]) for value, rows in points.items()}
+    def over_shared(self, points: Iterable[tuple[V, str]]) -> dict[V, dict[str, Interval]]:
+        """Means of the finished ones of these evaluations, all over the pairs that they share."""
+        found = {value: read_rows(self.output / name) for value, name in points if self.has(name)}
+        shared = _shared(list(found.values()))
+        return {value: _means([rows[pair] for pair in shared]) for value, rows in found.items()}
 
     def videos(self, name: str) -> dict[str, Path]:
         """The videos of an evaluation that kept them, by pair."""

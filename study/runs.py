@@ -25,7 +25,7 @@ def study(config: StudyConfig) -> None:
     """
     plan = make_plan(config)
     runs = plan.chosen(config.only)
-    todo = [run for run in runs if not is_done(run)]
+    todo = plan.missing(config.only, is_done)
     done = {run.name for run in runs} - {run.name for run in todo}
     began = time.monotonic()
     failures: dict[str, str] = {}
@@ -78,11 +78,10 @@ def _without_what_needs(name: str, todo: list[Run], failures: dict[str, str]) ->
 
 def listing(config: StudyConfig) -> str:
     """The runs with what they need and cost, for people."""
-    runs = make_plan(config).chosen(config.only)
-    ready = {run.name: is_done(run) for run in runs}
+    plan = make_plan(config)
+    runs, todo = plan.chosen(config.only), plan.missing(config.only, is_done)
     width = max(len(run.name) for run in runs)
-    lines = [_line(config, run, ready[run.name], width) for run in runs]
-    todo: Collection[Run] = [run for run in runs if not ready[run.name]]
+    lines = [_line(config, run, run not in todo, width) for run in runs]
     total = duration(expected(config.output, todo))
     return "\n".join([*lines, f"{len(runs)} runs, {len(runs) - len(todo)} of them done; about {total} to go."])
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..configs.load import read_yaml
 from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, Settings, WorldsConfig
 from ..configs.training import TrainConfig
@@ -16,10 +18,10 @@ from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache
 from ..data_prep.procedural import TRUTH_FILE, write_world
 from ..infer.evaluate import evaluate, table
 from ..infer.evaluation import SUMMARY_FILE
+from ..infer.record import patch_sha256
 from ..train.full import MODEL_FOLDER, fine_tune
 from ..train.loop import is_finished, train
 from ..trf.device import best_device
-from ..trf.patch import weight_files
 from .plan import Kind, Run
 from .told import write_told
 
@@ -103,10 +105,11 @@ def _evaluation_is_there(settings: EvaluateConfig) -> bool:
     summary = settings.output / SUMMARY_FILE
     if not summary.is_file() or not _kept(settings, settings.output, "evaluate"):
         return False
-    weights = [file for patch in settings.patches if patch.is_dir() for file in weight_files(patch).values()]
-    if any(file.stat().st_mtime > summary.stat().st_mtime for file in weights):
+    said = json.loads(summary.read_text(encoding="utf-8"))
+    kept = settings.patches if all(patch.is_dir() for patch in settings.patches) else []  # they may be deleted
+    if kept and [patch_sha256(patch) for patch in kept] != said["settings"]["patches_sha256"]:
         return False  # of a patch that was trained anew
-    return bool(json.loads(summary.read_text(encoding="utf-8"))["pairs"] == settings.pairs)
+    return bool(said["pairs"] == settings.pairs)
 
 
 def _keep(settings: Settings, folder: Path, command: str) -> None:
@@ -115,7 +118,12 @@ def _keep(settings: Settings, folder: Path, command: str) -> None:
 
 def _kept(settings: Settings, folder: Path, command: str) -> bool:
     file = folder / f"{command}.yaml"
-    return file.is_file() and read_yaml(file) == settings.model_dump(mode="json")
+    if not file.is_file():
+        return False
+    try:  # as settings, so that one which is new since then has its default
+        return type(settings).model_validate_json(json.dumps(read_yaml(file))) == settings
+    except ValidationError:
+        return False
 
 
 _WORK: dict[Kind, Callable[[Any], object]] = {

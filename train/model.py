@@ -14,9 +14,9 @@ from ..data_prep.shapes import shapes_of
 from ..trf.adapters import load_adapter
 from ..trf.attention import attend_to_one_token
 from ..trf.base import load_component
+from ..trf.compiling import compile_blocks
 from ..trf.patch import adapters_of, check_fit, inject_patch, read_card, weight_files
 from .buckets import buckets_of
-from .compiling import compile_blocks
 from .memory import PRECISIONS
 from .origin import Origin, prepare_base
 from .recompute import chunk_feed_forward, recompute_activations

@@ -21,19 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend_rotated(attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attend along the frames, as a processor of diffusers for SVD's temporal self-attention.
+class RotatedAttention:
+    """A processor of diffusers for SVD's temporal self-attention, along the frames."""
 
-    `hidden_states` is `[B h w, F, C]`, and so is the result. The first half of the rows runs forward, and the n-th row
-    of the second half attends as the n-th of the first does, turned.
-    """
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for project in (attention.to_q, attention.to_k, attention.to_v)
-    )
-    attended = F.scaled_dot_product_attention(_turned(query), _turned(key), value)
-    projected: Tensor = attention.to_out[0](attended.transpose(1, 2).flatten(2))
-    return attention.to_out[1](projected) / attention.rescale_output_factor
+    def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attend; `hidden_states` is `[B h w, F, C]`, and so is the result.
+
+        The first half of the rows runs forward, and the n-th row of the second half attends as the n-th of the first
+        does, turned.
+        """
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for project in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        attended = F.scaled_dot_product_attention(_turned(query), _turned(key), value)
+        projected: Tensor = attention.to_out[0](attended.transpose(1, 2).flatten(2))
+        return attention.to_out[1](projected) / attention.rescale_output_factor
 
 
 def _turned(heads: Tensor) -> Tensor:
@@ -64,12 +67,23 @@ def rotated_attention(unet: Any, forward: int, backward: int) -> Iterator[None]:
     blocks = [module for module in unet.modules() if isinstance(module, TemporalBasicTransformerBlock)]
     usual = [block.attn1.processor for block in blocks]
     for block in blocks:
-        block.attn1.processor = attend_rotated
+        block.attn1.processor = RotatedAttention()
     try:
         yield
     finally:
         for block, processor in zip(blocks, usual):
             block.attn1.processor = processor
+
+
+class OneTokenAttention:
+    """A processor of diffusers for cross-attention to one token."""
+
+    def __call__(
+        self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Attend; `[N, L, C]` from hidden states of that shape and a context `[N, 1, D]`."""
+        projected: Tensor = attention.to_out[0](attention.to_v(encoder_hidden_states))
+        return (attention.to_out[1](projected) / attention.rescale_output_factor).expand(hidden_states.shape)
 
 
 def attend_to_one_token(unet: Any) -> None:
@@ -88,7 +102,7 @@ def attend_to_one_token(unet: Any) -> None:
         if attention is not None and not any(
             isinstance(one, BaseTunerLayer) for one in (attention.to_q, attention.to_k)
         ):
-            attention.processor = _value_of_one_token
+            attention.processor = OneTokenAttention()
 
 
 @contextmanager
@@ -103,17 +117,9 @@ def one_token_attention(unet: Any) -> Iterator[None]:
     layers = [block.attn2 for block in unet.modules() if getattr(block, "attn2", None) is not None]
     usual = [(layer, layer.processor) for layer in layers if type(layer.processor) in (AttnProcessor, AttnProcessor2_0)]
     for layer, _ in usual:
-        layer.processor = _value_of_one_token
+        layer.processor = OneTokenAttention()
     try:
         yield
     finally:
         for layer, processor in usual:
             layer.processor = processor
-
-
-def _value_of_one_token(
-    attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
-) -> Tensor:
-    """`[N, L, C]` from hidden states of that shape and a context `[N, 1, D]`."""
-    projected: Tensor = attention.to_out[0](attention.to_v(encoder_hidden_states))
-    return (attention.to_out[1](projected) / attention.rescale_output_factor).expand(hidden_states.shape)

@@ -14,9 +14,12 @@ from torch import Tensor
 from .conditioning import encode_clip, encode_condition
 from .images import Images, to_pixels, to_rgb
 from .settings import SamplerSettings
+from .tiles import in_tiles
 
 DECODE_OVERLAP = 2
 """Frames beyond a chunk that its decoding sees: with one the seams are half as strong as without, with two a sixth."""
+TILE_OVERLAP = 0.25
+"""Share of a tile's side in which it fades into its neighbour."""
 
 
 class CodecMixin:
@@ -29,6 +32,11 @@ class CodecMixin:
     scheduler: Any
     video_processor: Any
     vae_scale_factor: int
+    decode_tile_size: int | None = None
+    """Pixels of the side of the tiles that frames are decoded in; whole frames by default.
+
+    Tiles need less memory. They differ from whole frames a little, since the decoder normalises what it sees.
+    """
 
     @property
     def native(self) -> dict[str, Any]:
@@ -80,9 +88,21 @@ class CodecMixin:
             for start in range(0, len(video), decode_chunk_size):
                 before = min(start, overlap)
                 chunk = video[start - before : start + decode_chunk_size + overlap]
-                decoded = self.vae.decode(chunk, num_frames=len(chunk)).sample
+                decoded = self._decode(chunk)
                 frames.append(decoded[before : before + decode_chunk_size].float().to(device or decoded.device))
         return torch.cat(frames).unflatten(0, latents.shape[:2])
+
+    def _decode(self, chunk: Tensor) -> Tensor:
+        """Neighbouring frames at once, `[N, 3, H, W]` from latents that are not scaled."""
+
+        def decoded(part: Tensor) -> Tensor:
+            frames: Tensor = self.vae.decode(part, num_frames=len(part)).sample
+            return frames
+
+        if self.decode_tile_size is None:
+            return decoded(chunk)
+        tile = max(1, self.decode_tile_size // self.vae_scale_factor)
+        return in_tiles(decoded, chunk, tile, int(tile * TILE_OVERLAP), self.vae_scale_factor)
 
     def decode_film(self, latents: Tensor, decode_chunk_size: int, *, closed: bool) -> Tensor:
         """Frames of a film, see `decode_latents`, on the CPU; a closed one's first and last frames are neighbours."""

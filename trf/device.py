@@ -1,8 +1,9 @@
-"""Which device to run on."""
+"""Which device to run on, and how much of its memory was used."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -26,3 +27,14 @@ def best_device(asked: str | None = None) -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at most: on CUDA what this process had allocated, on a CPU what it held (Linux; elsewhere not known)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if device.type != "cpu" or not status.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024

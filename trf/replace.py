@@ -11,6 +11,9 @@ from pathlib import Path
 
 import psutil
 
+_UMASK = os.umask(0)  # which cannot be read without being set
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -30,12 +33,20 @@ def replacing(path: Path) -> Iterator[Path]:
     remove(beside)
     try:
         yield beside
+        _share(beside)
         if path.is_dir():
             os.rename(path, old)
         os.replace(beside, path)
     finally:
         remove(beside)
         remove(old)
+
+
+def _share(path: Path) -> None:
+    """Let those read a file, or the files of a folder, who may read the user's others: safetensors' are private."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and file.stat().st_mode & 0o777 == 0o600:
+            file.chmod(0o666 & ~_UMASK)
 
 
 def remove(path: Path) -> None:

@@ -14,7 +14,6 @@ from PIL import Image
 from trfpp.data_prep.procedural import film
 from trfpp.data_prep.video import UnreadableVideo, find_videos, open_video
 from trfpp.data_prep.writing import write_frames, write_video
-from trfpp.trf.replace import replacing
 
 GOOD = [
     *["anim.gif", "b_frames.mp4", "cfr.mp4", "odd_size.mkv", "portrait.mp4", "starts_late.mkv", "starts_late.mp4"],
@@ -223,15 +222,3 @@ def test_written_frames_replace_those_before(footage, tmp_path):
     write_frames(tmp_path / "a", footage.numbered(3))
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["00000.png", "00001.png", "00002.png"]
     np.testing.assert_array_equal(open_video(tmp_path / "a", 1).read(range(3)), footage.numbered(3))
-
-
-def test_an_interrupted_output_leaves_the_old_one(tmp_path):
-    def interrupted():
-        with replacing(tmp_path / "a.txt") as beside:
-            beside.write_text("half")
-            raise KeyboardInterrupt
-
-    (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

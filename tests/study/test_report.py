@@ -32,7 +32,7 @@ def test_means_are_those_of_the_evaluations(finished, text):
     table = table_after(text, "loop")
     assert list(table) == [
         "cross-fade", "flow warp", "base", "forward patch, forward half", "forward patch, both halves",
-        "one patch for both directions", "forward/backward pair", "pair, trained for longer",
+        "one patch for both directions", "forward/backward pair", "pair, trained on",
         "pair trained for its fusion", "pair with rotated attention", "full fine-tune", "VAE reconstruction",
     ]  # fmt: skip
     results = Results(finished.output, make_plan(finished))
@@ -54,7 +54,7 @@ def test_differences_are_those_of_compare(finished, text):
     shown = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     assert table_after(text, "Against the base")["loop"]["SSIM"].strip("*") == shown
     variants = table_after(text, "loop", 2)
-    assert list(variants) == ["pair, trained for longer", "pair trained for its fusion", "pair with rotated attention"]
+    assert list(variants) == ["pair, trained on", "pair trained for its fusion", "pair with rotated attention"]
     pair, fused = (finished.output / "eval" / f"loop-{name}" for name in ("pair", "fused"))
     found = compare(pair, fused).metrics["inner_psnr"].contrast
     shown = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
@@ -71,6 +71,19 @@ def test_other_worlds_and_sweeps_are_there(text):
             ["| 0.5", "base"], ["| 1", "base"], ["| 0.5", "forward/backward pair"], ["| 1", "forward/backward pair"],
         ]  # fmt: skip
     assert "## Sweep: rank" not in text  # a single point is no sweep
+
+
+def test_ways_of_sampling_are_set_against_the_studys_own(finished, text):
+    section = text.split("## Ways of sampling\n")[1].split("\n## ")[0]
+    lines = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| trf")]
+    assert [(line[0].strip(), *line[1:3]) for line in lines] == [
+        ("trf", "base", "4"), ("trf++", "base", "24"), ("trf", "forward/backward pair", "4"),
+        ("trf++", "forward/backward pair", "24"),
+    ]  # fmt: skip
+    found = compare(finished.output / "eval" / "loop-pair", finished.output / "eval" / "loop-trf++-pair")
+    assert f"{found.metrics['inner_psnr'].contrast.value:+.2f}" in lines[3][-2:][0] + lines[3][-1]
+    assert found.left_out == 1  # only the pairs that both have are compared
+    assert float(lines[0][4]) > 100  # MiB
 
 
 def test_every_picture_is_there_and_shows_something(finished, text):
@@ -101,14 +114,19 @@ def test_it_is_made_of_what_is_done(finished, settings, tmp_path):
     assert "No patch was measured against the base yet." in text
     assert "On the base world" not in text
     assert "Sweep" not in text
-    assert f"3 of {len(make_plan(config).runs)} runs are done." in text  # and the films they share
+    assert f"2 evaluations are done, {len(make_plan(config).runs) - 3} runs are to come." in text
     assert {file.name for file in path.parent.iterdir()} == {"report.md", "loop.png", "loop-1.jpg"}
+    for name in ("loop", "eval/loop-base/videos", "eval/loop-flow_warp/videos"):
+        shutil.rmtree(output / name)
+    write_report(config, make_plan(config))
+    assert table_after(path.read_text(), "loop") == table_after(text, "loop")
+    assert "loop-1.jpg" in path.read_text()  # which cannot be drawn again
 
 
 def test_stale_evaluations_are_left_out(finished, settings):
     """What was measured with other settings than the study's now is not in its report."""
     other = settings("smoke", finished.output, "sampler.num_inference_steps=3")
-    assert Results(other.output, make_plan(other)).has("loop/held")
+    assert Results(finished.output, make_plan(finished)).has("eval/loop-base")
     assert not Results(other.output, make_plan(other)).has("eval/loop-base")
 
 

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from torch._dynamo.utils import counters
 
 from trfpp.train.best import VALIDATION_FILE
-from trfpp.train.compiling import compile_blocks
 from trfpp.train.data import Sample
 from trfpp.train.objective import Objective
 from trfpp.train.recompute import recompute_activations
 from trfpp.trf.base import load_component
+from trfpp.trf.compiling import compile_blocks
 from trfpp.trf.patch import inject_patch, read_card
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")

@@ -1,0 +1,56 @@
+"""The report's part on ways of sampling: what each costs, and what it makes of the same pairs, patched or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .markdown import NOTE, PAIRED_NOTE, gain, table
+from .plan import METHODS, Sampled
+from .results import METRICS, Results
+
+SHOWN = ("inner_psnr", "track_pixels", "path_degrees", "bound_psnr", "motion_ratio")
+CONTRASTED = ("inner_psnr", "track_pixels", "path_degrees")
+ABOUT = (
+    "A UNet call is one direction at one noise level, guided or not. Seconds and memory are those of the runs "
+    "themselves, some of which shared a machine: the most that a process held, or a GPU had allocated."
+)
+
+
+def ways_of_sampling(results: Results) -> str:
+    """A table a world, of those of which two ways or more are done."""
+    parts = []
+    for world in dict.fromkeys(one.world for one in results.plan.sampled):
+        methods = [one for one in results.plan.sampled if one.world == world]
+        done = sum(results.has(name) for one in methods for _, name in one.ways[1:])
+        if done:
+            parts.append(f"### {world}\n\n{_table(results, methods)}")
+    return "\n\n".join(["## Ways of sampling", f"{ABOUT} {NOTE} {PAIRED_NOTE}", *parts]) if parts else ""
+
+
+def _table(results: Results, methods: Sequence[Sampled]) -> str:
+    means = {one.method: results.over_shared(one.ways) for one in methods}
+    found = {name for ways in means.values() for metrics in ways.values() for name in metrics}
+    shown = [name for name in SHOWN if name in found]
+    less = [name for name in CONTRASTED if name in found]
+    own = methods[0].ways[0][0]
+    head = [
+        "way", "on", "UNet calls", "seconds a pair", "memory, MiB", *(str(METRICS[name]) for name in shown),
+        *(f"{METRICS[name].title}, minus {own}" for name in less),
+    ]  # fmt: skip
+    rows = []
+    for one in methods:
+        (_, reference), *_ = one.ways
+        for way, name in one.ways:
+            if way not in means[one.method]:
+                continue
+            said, values = results.summary(name), means[one.method][way]
+            gains = results.gains(reference, name) if name != reference and results.has(reference) else {}
+            memory = said.get("peak_memory_bytes")
+            rows.append([
+                way, METHODS[one.method],
+                f"{said['unet_calls_per_video']:g}", f"{said['seconds'] / said['pairs']:.1f}",
+                "" if memory is None else f"{memory / 2**20:,.0f}",
+                *(METRICS[metric].interval(values[metric]) if metric in values else "" for metric in shown),
+                *(gain(METRICS[metric], gains.get(metric)) for metric in less),
+            ])  # fmt: skip
+    return table(head, rows)
