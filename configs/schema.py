@@ -140,6 +140,10 @@ class SamplerOverrides(Settings):
     """Guidance at the frame of the condition."""
     max_guidance_scale: float | None = None
     """Guidance at the far frame; 1 or less switches guidance off."""
+    min_guidance_sigma: Annotated[float, Field(ge=0)] | None = None
+    """Least noise (sigma) at which guidance is done; steps without it cost half."""
+    max_guidance_sigma: Annotated[float, Field(ge=0)] | None = None
+    """Most noise at which guidance is done."""
     jump_length: Positive | None = None
     """Noise levels a re-noising run goes back."""
     jump_n_sample: Positive | None = None
@@ -148,6 +152,9 @@ class SamplerOverrides(Settings):
     """Re-noise while at least this fraction of the steps remains."""
     noise_scale_ratio: Annotated[float, Field(ge=0)] | None = None
     """Factor on the re-noising noise."""
+    patch_schedule: list[tuple[float, float]] | None = None
+    """Strength of all patches over noise: points [sigma, factor], linear in ln sigma between them. [[1,0.5],[10,1]]
+    halves it at low noise, where detail is decided."""
     sampler: SamplerName | None = None
     """trf; trf++: few steps, the bounds held; trf-reference: the release's exact behaviour; gi: Generative
     Inbetweening; vibid: ViBiDSampler; mpd-seq and mpd-par: MPD."""

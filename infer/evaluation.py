@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..trf.base import resolved_revision
 from ..trf.replace import remove, replacing
+from ..trf.settings import as_recorded
 from .cases import Case, manifest_of
 from .record import device_of, optional, patch_sha256, patches_of, precision_of, sha256
 
@@ -47,7 +47,7 @@ def recipe_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, Any]:
             "seed": config.seed,
         }
     # Where fps, motion, frames and size are each pair's own, those of the first stand for all: see the manifest.
-    sampler = {f"sampler.{name}": value for name, value in asdict(cases[0].settings).items()}
+    sampler = {f"sampler.{name}": value for name, value in as_recorded(cases[0].settings).items()}
     manifest = manifest_of(config)
     data = {"manifest": str(manifest.resolve()), "manifest_sha256": sha256(manifest), "loop": config.loop}
     truth = {"truth_sha256": sha256(config.truth)} if config.truth else {}
@@ -89,12 +89,16 @@ def resume(config: EvaluateConfig, recipe: dict[str, Any]) -> dict[str, Row]:
     if output.exists() and any(output.iterdir()) and not file.is_file():
         raise ValueError(f"output={str(output)!r}: something else than an evaluation is there; choose another folder.")
     rows = {} if config.overwrite else read_rows(output)
-    if rows and (changed := differing(recipe, json.loads(file.read_text(encoding="utf-8")))):
+    if rows and (changed := differing(recipe, _complete(json.loads(file.read_text(encoding="utf-8"))))):
         raise ValueError(
             f"output={str(output)!r} was measured with another {', '.join(changed)}; "
             "choose another folder, or overwrite=true."
         )
     return rows
+
+
+def _complete(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {f"sampler.{name}": value for name, value in as_recorded().items()} | recipe
 
 
 def begin(folder: Path, recipe: dict[str, Any]) -> None:

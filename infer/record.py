@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,7 @@ from ..trf.adapters import Scale
 from ..trf.base import resolved_revision
 from ..trf.device import best_device
 from ..trf.patch import base_of, weight_files
-from ..trf.settings import SamplerSettings
+from ..trf.settings import SamplerSettings, as_recorded
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def recipe(
             **{name: _each(files, lambda path: str(path.resolve())) for name, files in images.items()},
             "patches": [str(folder.resolve()) for folder, _ in patches_of(config)],
             "scales": [list(scale) if isinstance(scale, tuple) else scale for _, scale in patches_of(config)],
-            "sampler": asdict(settings),
+            "sampler": as_recorded(settings),
             "fit": config.fit,
             "seed": seed,
             "precision": precision_of(config),
@@ -152,6 +152,7 @@ def _each(files: Path | Sequence[Path], say: Callable[[Path], str]) -> str | lis
 def differences(folder: Path, made_with: Mapping[str, Any]) -> list[str]:
     """Names of what a result that is there was made with differently."""
     record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record["config"]["sampler"] = as_recorded() | record["config"]["sampler"]
     now, then = dict(_flat(made_with)), dict(_flat({key: record[key] for key in made_with}))
     return sorted(key.removeprefix("config.") for key in {*now, *then} if now.get(key) != then.get(key))
 

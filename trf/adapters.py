@@ -217,6 +217,28 @@ def set_scales(unet: Any, scales: Mapping[str, Scale], *, trainable: bool = Fals
     unet.uneven_scales = uneven
 
 
+@contextmanager
+def at_factor(unet: Any, factor: float) -> Iterator[None]:
+    """Multiply the scales of all active adapters inside the block; afterwards they are as they were, to the bit.
+
+    Raises:
+        ValueError: while adapters are fused into the weights.
+    """
+    scales = active_scales(unet)
+    if factor == 1 or not scales:
+        yield
+        return
+    before = [(layer, dict(layer.scaling)) for _, layer in lora_layers(unet)]
+    pairs = {name: scale_pair(scale) for name, scale in scales.items()}
+    set_scales(unet, {name: (factor * forward, factor * backward) for name, (forward, backward) in pairs.items()})
+    try:
+        yield
+    finally:
+        set_scales(unet, scales)
+        for layer, scaling in before:
+            layer.scaling.update(scaling)
+
+
 def _check_free(unet: Any, names: Iterable[str]) -> None:
     if unknown := [name for name in names if name not in adapter_names(unet)]:
         patches = dict.fromkeys(name.partition("/")[0] for name in adapter_names(unet))

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .adapters import at_factor
 from .attention import rotated_attention
 from .edm import denoised, preconditioning
-from .fusion import disagreement, guide, reverse_time
+from .fusion import disagreement, frame_guidance, guide, reverse_time
 from .halves import on_halves
 from .samplers import Estimate
-from .schedule import Way
+from .schedule import Way, factor_at
+from .settings import SamplerSettings
 from .windows import Windows
 
 
@@ -31,6 +33,28 @@ class Condition:
     """CLIP embedding, `[B, 1, D]`."""
     latents: Tensor
     """Conditioning latents, `[B, 1, C, h, w]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance: how strong, and at which noise levels (arXiv 2404.07724)."""
+
+    scale: Tensor
+    """Per frame of a direction, `[1, F, 1, 1, 1]`."""
+    sigmas: tuple[float, float]
+    """Least and largest noise level at which it is done."""
+
+    @classmethod
+    def of(cls, settings: SamplerSettings, device: torch.device) -> Guidance | None:
+        """What the settings ask for; none if that guides nothing."""
+        if settings.max_guidance_scale <= 1:
+            return None
+        scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, device)
+        return cls(scale=scale, sigmas=(settings.min_guidance_sigma, settings.max_guidance_sigma))
+
+    def at(self, sigma: float) -> Tensor | None:
+        """The scale at a noise level, if there is guidance."""
+        return self.scale if self.sigmas[0] <= sigma <= self.sigmas[1] else None
 
 
 @dataclass(kw_only=True)
@@ -47,12 +71,14 @@ class BoundedDenoiser:
     """Noise levels, `[N + 1]`."""
     timesteps: Tensor
     """What the UNet is told of them, `[N]`."""
-    guidance: Tensor | None = None
-    """Guidance scale per frame of a direction, `[1, F, 1, 1, 1]`; none guides nothing."""
+    guidance: Guidance | None = None
+    """None guides nothing."""
     free: bool = False
     """Estimate without conditions even where nothing is guided."""
     rotated: bool = False
     """Rotate the temporal attention of the backward rows."""
+    patch_schedule: Sequence[tuple[float, float]] = ()
+    """Factor on the scale of all patches over noise, see `schedule.factor_at`."""
     rows_per_forward: int | None = None
     """Rows that the UNet sees at a time; all by default."""
     on_calls: Callable[[int], Any] = lambda calls: None
@@ -67,16 +93,19 @@ class BoundedDenoiser:
     def __call__(self, x: Tensor, level: int, ways: Sequence[Way], scaled_as: int) -> dict[Way, Estimate]:
         """Estimates of the directions asked for; see `samplers.Denoise`."""
         scaled = preconditioning(self.sigmas[scaled_as]).c_in * x
-        inputs, embeddings = zip(*(self._rows(way, scaled) for way in ways))
-        v = self._forward(torch.cat(inputs), torch.cat(embeddings), level, ways)
+        scale = self.guidance.at(float(self.sigmas[level])) if self.guidance else None
+        unconditional = scale is not None or self.free
+        inputs, embeddings = zip(*(self._rows(way, scaled, unconditional=unconditional) for way in ways))
+        with at_factor(self.unet, factor_at(self.patch_schedule, float(self.sigmas[level]))):
+            v = self._forward(torch.cat(inputs), torch.cat(embeddings), level, ways)
         self.calls += len(ways)
         self.on_calls(len(ways))
         estimates: dict[Way, Estimate] = {}
         for way, rows in zip(ways, v.chunk(len(ways))):
-            free, guided = rows.chunk(2) if self._unconditional else (None, rows)
-            if self.guidance is not None:
+            free, guided = rows.chunk(2) if unconditional else (None, rows)
+            if scale is not None:
                 assert free is not None
-                guided = guide(free, guided, self.guidance)
+                guided = guide(free, guided, scale)
             own = x if way == "forward" else reverse_time(x)
             estimates[way] = Estimate(
                 denoised(own, guided, self.sigmas[level]),
@@ -86,16 +115,12 @@ class BoundedDenoiser:
             self.disagreements.append(disagreement(estimates["forward"].guided, estimates["backward"].guided))
         return estimates
 
-    @property
-    def _unconditional(self) -> bool:
-        return self.guidance is not None or self.free
-
-    def _rows(self, way: Way, scaled: Tensor) -> tuple[Tensor, Tensor]:
+    def _rows(self, way: Way, scaled: Tensor, *, unconditional: bool) -> tuple[Tensor, Tensor]:
         """Inputs and embeddings of a direction's rows, from latents in forward order that are scaled for the model."""
         condition = self.conditions[way]
         noisy = (scaled if way == "forward" else reverse_time(scaled)).to(condition.latents.dtype)
         latents, embedding = condition.latents.expand(-1, scaled.shape[1], -1, -1, -1), condition.embedding
-        if self._unconditional:
+        if unconditional:
             noisy = noisy.repeat(2, 1, 1, 1, 1)
             latents, embedding = (torch.cat([torch.zeros_like(one), one]) for one in (latents, embedding))
         return torch.cat([noisy, latents], dim=2), embedding

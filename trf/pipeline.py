@@ -21,10 +21,9 @@ from .attention import one_token_attention
 from .base import model_location
 from .codec import DECODE_OVERLAP, CodecMixin
 from .conditioning import micro_conditioning
-from .denoiser import BoundedDenoiser, Condition
+from .denoiser import BoundedDenoiser, Condition, Guidance
 from .draws import Generators, noise_source, unit_noise
 from .film_mixin import FilmsMixin
-from .fusion import frame_guidance
 from .images import Images, count_pairs
 from .output import OUTPUT_TYPES, TimeReversalFusionOutput
 from .patch_mixin import PatchesMixin
@@ -94,10 +93,13 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         noise_aug_strength: float | None = None,
         min_guidance_scale: float | None = None,
         max_guidance_scale: float | None = None,
+        min_guidance_sigma: float | None = None,
+        max_guidance_sigma: float | None = None,
         jump_length: int | None = None,
         jump_n_sample: int | None = None,
         repeat_step_ratio: float | None = None,
         noise_scale_ratio: float | None = None,
+        patch_schedule: Sequence[tuple[float, float]] | None = None,
         sampler: str | None = None,
         num_videos_per_prompt: int = 1,
         generator: Generators = None,
@@ -128,10 +130,13 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             noise_aug_strength: noise on the bounds.
             min_guidance_scale: guidance at the condition's frame.
             max_guidance_scale: guidance at the far frame.
+            min_guidance_sigma: least noise level with guidance.
+            max_guidance_sigma: largest one.
             jump_length: levels a re-noising run goes back.
             jump_n_sample: times the levels after an anchor are denoised.
             repeat_step_ratio: re-noise while this fraction of the steps remains.
             noise_scale_ratio: factor on the re-noising noise.
+            patch_schedule: strength of all patches over noise.
             sampler: see `SamplerSettings`; `docs/sampling.md` says what each does.
             num_videos_per_prompt: videos for each pair.
             generator: source of every draw (start noise, augmentation, re-noising), or one per video; with one per
@@ -156,8 +161,10 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         told = dict(
             height=height, width=width, num_frames=num_frames, num_inference_steps=num_inference_steps,
             noise_aug_strength=noise_aug_strength, min_guidance_scale=min_guidance_scale,
-            max_guidance_scale=max_guidance_scale, jump_length=jump_length, jump_n_sample=jump_n_sample,
-            repeat_step_ratio=repeat_step_ratio, noise_scale_ratio=noise_scale_ratio, sampler=sampler,
+            max_guidance_scale=max_guidance_scale, min_guidance_sigma=min_guidance_sigma,
+            max_guidance_sigma=max_guidance_sigma, jump_length=jump_length, jump_n_sample=jump_n_sample,
+            repeat_step_ratio=repeat_step_ratio, noise_scale_ratio=noise_scale_ratio, patch_schedule=patch_schedule,
+            sampler=sampler,
         )  # fmt: skip
         recommended, native = self.recommended, self.native
         resolved = [
@@ -222,14 +229,14 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         ]).to(device)  # fmt: skip
 
         # 5. The model as a denoiser
-        lowest, highest = settings.min_guidance_scale, settings.max_guidance_scale
         denoise = BoundedDenoiser(
             unet=self.unet,
             conditions=conditions,
             ids=ids,
             sigmas=sigmas,
             timesteps=timesteps,
-            guidance=frame_guidance(lowest, highest, settings.num_frames, device) if highest > 1 else None,
+            guidance=Guidance.of(settings, device),
+            patch_schedule=settings.patch_schedule,
             free=strategy.cfg_plus,
             rotated=rotated,
             rows_per_forward=batch_size if low_memory else None,

@@ -6,8 +6,10 @@ direction at one noise level, with its guidance: that is what papers count, what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 Way = Literal["forward", "backward"]
@@ -41,6 +43,20 @@ def count(plan: Iterable[Iteration], kind: Kind) -> int:
 def unet_calls(plan: Iterable[Iteration]) -> int:
     """What a plan costs, in UNet calls."""
     return sum(len(WAYS[iteration.kind]) for iteration in plan)
+
+
+def factor_at(points: Sequence[tuple[float, float]], sigma: float) -> float:
+    """The factor of points (sigma, factor) at a noise level: linear in ln sigma between them, constant beyond.
+
+    Without points it is 1. The points' sigmas rise.
+    """
+    if not points:
+        return 1.0
+    for (low, before), (high, after) in pairwise(points):
+        if low <= sigma <= high:
+            share = math.log(sigma / low) / math.log(high / low)
+            return before + share * (after - before)
+    return points[0][1] if sigma < points[0][0] else points[-1][1]
 
 
 def trf_plan(

@@ -13,7 +13,9 @@ from typing import Any, Literal, get_args
 SamplerName = Literal["trf", "trf++", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"]
 RENOISING = ("jump_length", "jump_n_sample", "repeat_step_ratio")
 """The settings that only `trf` and `trf-reference` know: where they go back in noise."""
-OF_SAMPLER = ("num_inference_steps", "min_guidance_scale", "max_guidance_scale", "noise_scale_ratio", *RENOISING)
+GUIDANCE = ("min_guidance_scale", "max_guidance_scale", "min_guidance_sigma", "max_guidance_sigma")
+"""The settings of classifier-free guidance: how strong it is, and at which noise levels."""
+OF_SAMPLER = ("num_inference_steps", *GUIDANCE, "noise_scale_ratio", *RENOISING)
 """The settings that suit one sampler and mean something else to another."""
 _ONE_PASS = {"num_inference_steps": 25, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -50,6 +52,11 @@ class SamplerSettings:
     """Classifier-free guidance at the frame of the condition."""
     max_guidance_scale: float = 3.0
     """Classifier-free guidance at the frame farthest from the condition; with 1 or less no guidance is done."""
+    min_guidance_sigma: float = 0.0
+    """Least noise level at which guidance is done, in units of sigma; see arXiv 2404.07724. A step without guidance
+    costs half."""
+    max_guidance_sigma: float = 1000.0
+    """Largest one; SVD's noise goes up to 700."""
     jump_length: int = 5
     """Noise levels a re-noising run goes back."""
     jump_n_sample: int = 2
@@ -58,6 +65,9 @@ class SamplerSettings:
     """Re-noising happens while at least this fraction of the steps remains."""
     noise_scale_ratio: float = 1.0
     """Factor on the re-noising noise."""
+    patch_schedule: tuple[tuple[float, float], ...] = ()
+    """Factor on the scale of all patches over noise: points (sigma, factor), linear in ln sigma between them and
+    constant beyond; without points 1."""
     sampler: SamplerName = "trf"
     """`trf` (arXiv 2403.14611); `trf++`: ours, few steps and none of them done again, the bounds held;
     `trf-reference`: the release's exact behaviour, its defect included; `gi` (Generative Inbetweening,
@@ -75,6 +85,18 @@ class SamplerSettings:
             raise ValueError(f"fps={self.fps}: must be above 0.")
         if self.noise_aug_strength < 0:
             raise ValueError(f"noise_aug_strength={self.noise_aug_strength}: must not be negative.")
+        points = tuple(tuple(point) for point in self.patch_schedule)  # JSON has lists
+        object.__setattr__(self, "patch_schedule", points)
+        sigmas = [point[0] for point in points]
+        if any(len(point) != 2 for point in points) or sigmas != sorted({*sigmas}) or not all(s > 0 for s in sigmas):
+            raise ValueError(
+                f"patch_schedule={self.patch_schedule}: give points (sigma, factor), sigma rising from above 0."
+            )
+
+
+def as_recorded(settings: SamplerSettings = SamplerSettings()) -> dict[str, Any]:
+    """Settings as JSON gives them back. The defaults stand for what a record from before a setting was added lacks."""
+    return {**asdict(settings), "patch_schedule": [list(point) for point in settings.patch_schedule]}
 
 
 SETTING_NAMES = tuple(field.name for field in fields(SamplerSettings))

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from .conditioning import micro_conditioning
-from .denoiser import BoundedDenoiser, Condition, WindowedDenoiser
+from .denoiser import BoundedDenoiser, Condition, Guidance, WindowedDenoiser
 from .draws import noise_source, unit_noise
-from .fusion import frame_guidance
 from .images import Images
 from .samplers import sample
 from .schedule import Way, count, unet_calls
@@ -139,7 +138,7 @@ class FilmSampler:
         pipe, own = self.pipe, self.settings
         forward, backward, (before, after) = windows_of(level.times, level.frames, own.num_frames, closed=closed)
         both: dict[Way, Windows] = {"forward": forward.to(device), "backward": backward.to(device)}
-        num_windows, length = forward.frames.shape
+        num_windows = len(forward.frames)
         scheduler, sigmas, timesteps = pipe.noise_levels(own, device)
         plan = STRATEGIES[own.sampler].plan(own)
 
@@ -155,14 +154,14 @@ class FilmSampler:
             embeddings, latents = zip(*(shown[number] for number in windows.keyframes))
             conditions[way] = Condition(embedding=torch.cat(embeddings), latents=torch.cat(latents))
         fps = told_fps(own, level)
-        lowest, highest = own.min_guidance_scale, own.max_guidance_scale
         denoise = BoundedDenoiser(
             unet=pipe.unet,
             conditions=conditions,
             ids=micro_conditioning(fps, own.motion_bucket_id, own.noise_aug_strength, num_windows).to(device),
             sigmas=sigmas,
             timesteps=timesteps,
-            guidance=frame_guidance(lowest, highest, length, device) if highest > 1 else None,
+            guidance=Guidance.of(own, device),
+            patch_schedule=own.patch_schedule,
             rows_per_forward=self.rows_per_forward,
         )
         windowed = WindowedDenoiser(denoise=denoise, windows=both, on_calls=self.on_calls)

@@ -294,8 +294,13 @@ def test_measuring_fails_for_a_bad_image_alone(settings, make_patch, images):
 def test_a_result_is_kept_unless_overwritten(settings, capsys):
     (folder,) = generate(settings())
     before = frames(folder)
-    stamp = (folder / "generation.json").stat().st_mtime_ns
     capsys.readouterr()
+    assert generate(settings()) == [folder]
+    assert "another" not in capsys.readouterr().out
+    about = record(folder)
+    del about["config"]["sampler"]["patch_schedule"]  # as a record from before there was such a setting
+    (folder / "generation.json").write_text(json.dumps(about))
+    stamp = (folder / "generation.json").stat().st_mtime_ns
     assert generate(settings()) == [folder]
     assert "another" not in capsys.readouterr().out
     assert generate(settings(seed=1)) == [folder]
@@ -504,5 +509,8 @@ def test_recipes_hold_the_releases_settings(recipe, fps, motion_bucket_id, noise
         "jump_n_sample": 2,
         "repeat_step_ratio": 0.8,
         "noise_scale_ratio": noise_scale_ratio,
+        "min_guidance_sigma": 0,
+        "max_guidance_sigma": 1000,  # beyond the largest there is
+        "patch_schedule": (),
     }
     assert (config.decode_chunk_size, config.seed) == (8, 42)

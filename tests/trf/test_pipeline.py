@@ -10,9 +10,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from trfpp import TimeReversalFusionPipeline
-from trfpp.trf.adapters import add_adapter
+from trfpp.trf.adapters import active_scales, add_adapter, lora_layers
 from trfpp.trf.attention import rotated_attention
 from trfpp.trf.base import load_component
+from trfpp.trf.settings import SamplerSettings
 
 SMALL = {
     "height": 32,
@@ -275,6 +276,59 @@ def test_a_pair_may_have_its_own_fps_and_motion(pipe, guidance):
     assert result.settings == result.pair_settings[0]
     assert {result.sources["fps"], result.sources["motion_bucket_id"]} == {"caller"}
     assert plain.pair_settings == [plain.settings] * 2
+
+
+def test_guidance_is_done_at_some_noise_levels_only(pipe):
+    """Steps outside of the interval have half of the rows; a level on its end is inside."""
+    rows = []
+    handle = pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    arguments = dict(sampler="trf++", num_inference_steps=4)
+    sigmas = pipe.noise_levels(SamplerSettings(**{**SMALL, "num_inference_steps": 4}), torch.device("cpu"))[1].tolist()
+
+    def made(**guidance):
+        rows.clear()
+        return latents(pipe, picture(0), picture(1), **{**arguments, "generator": seeded(0), **guidance}), [*rows]
+
+    free, calls = made(max_guidance_scale=1.0)
+    assert calls == [2] * 4
+    everywhere, calls = made(max_guidance_scale=3.0)
+    assert calls == [4] * 4
+    inside, calls = made(max_guidance_scale=3.0, min_guidance_sigma=sigmas[2], max_guidance_sigma=sigmas[1])
+    assert calls == [2, 4, 4, 2]
+    nowhere, calls = made(max_guidance_scale=3.0, min_guidance_sigma=sigmas[0] * 2)
+    assert calls == [2] * 4
+    handle.remove()
+    assert torch.equal(nowhere, free)
+    assert not torch.equal(inside, free)
+    assert not torch.equal(inside, everywhere)
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_patches_are_as_strong_as_a_schedule_says(pipe, make_patch, direction):
+    pipe.load_patch(make_patch(direction=direction), "one", 0.7)
+    scaling = [dict(layer.scaling) for _, layer in lora_layers(pipe.unet)]
+    scales = active_scales(pipe.unet)
+    sigmas = pipe.noise_levels(SamplerSettings(**SMALL), torch.device("cpu"))[1].tolist()
+
+    def made(*points):
+        return latents(pipe, picture(0), picture(1), patch_schedule=points, generator=seeded(0))
+
+    usual, halved, none = made(), made((1.0, 0.5)), made((1.0, 0.0))
+    mostly, first = made((sigmas[1] * 0.999, 0.0), (sigmas[1], 1.0)), made((sigmas[0] * 0.999, 0.0), (sigmas[0], 1.0))
+    assert active_scales(pipe.unet) == scales
+    assert [dict(layer.scaling) for _, layer in lora_layers(pipe.unet)] == scaling
+    assert torch.equal(made(), usual)
+    pipe.set_patches({"one": 0.35})
+    assert relative(made(), halved) < 1e-5
+    pipe.unload_patches()
+    base = made((1.0, 0.5))  # which has nothing to act on
+    assert relative(none, base) < 1e-5
+    apart = [relative(one, base) for one in (usual, halved, mostly, first)]
+    assert min(apart) > 1e-3
+    assert len({round(one, 5) for one in apart}) == 4
+    for points in ([(0.0, 1.0)], [(2.0, 1.0), (1.0, 0.5)], [(1.0, 1.0, 2.0)]):
+        with pytest.raises(ValueError, match="patch_schedule"):
+            made(*points)
 
 
 def test_offload_hooks_change_nothing(tiny_model, make_patch):

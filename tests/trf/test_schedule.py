@@ -1,12 +1,13 @@
 """The re-noising plan: the order the paper's release visits noise levels in, its length, and its limits."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trfpp.trf.schedule import count, trf_plan
+from trfpp.trf.schedule import count, factor_at, trf_plan
 
 
 def visited(plan):
@@ -53,3 +54,11 @@ def test_every_plan_is_a_connected_walk_from_noise_to_clean(steps, length, sampl
 def test_bad_settings_are_named(arguments, named):
     with pytest.raises(ValueError, match=named):
         trf_plan(*arguments)
+
+
+def test_factors_over_noise():
+    points = [(1.0, 0.5), (10.0, 1.0), (100.0, 0.0)]
+    assert factor_at([], 3) == 1
+    assert factor_at([(2.0, 0.25)], 0.0) == factor_at([(2.0, 0.25)], 700) == 0.25
+    sigmas = [0.0, 0.1, 1, math.sqrt(10), 10, 10**1.75, 100, 700]
+    assert [factor_at(points, sigma) for sigma in sigmas] == pytest.approx([0.5, 0.5, 0.5, 0.75, 1, 0.25, 0, 0])

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from trfpp.trf.denoiser import BoundedDenoiser, Condition, WindowedDenoiser
+from trfpp.trf.denoiser import BoundedDenoiser, Condition, Guidance, WindowedDenoiser
 from trfpp.trf.fusion import fuse, linear_weights, reverse_time
 from trfpp.trf.through import course_of
 from trfpp.trf.windows import held, levels_of, ramps_of, starts_of, windows_of
@@ -90,7 +90,7 @@ def test_two_keyframes_are_estimated_as_a_pair(pipe):
     sigmas, x = torch.tensor([7.0, 1.0, 0.0]), draw(1, 6, 4, 4, 6) * 7
     denoise = BoundedDenoiser(
         unet=pipe.unet, conditions=conditions, ids=torch.tensor([[6.0, 127.0, 0.02]]), sigmas=sigmas,
-        timesteps=0.25 * sigmas[:2].log(), guidance=torch.linspace(1, 2, 6).view(1, -1, 1, 1, 1),
+        timesteps=0.25 * sigmas[:2].log(), guidance=Guidance(scale=torch.linspace(1, 2, 6).view(1, -1, 1, 1, 1), sigmas=(0, 10)),
     )  # fmt: skip
     with torch.no_grad():
         both = denoise(x, 0, ("forward", "backward"), 0)
