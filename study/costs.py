@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..configs.schema import SamplerOverrides
 from ..trf.schedule import unet_calls
-from ..trf.settings import resolve
+from ..trf.settings import SamplerSettings, resolve
 from ..trf.strategies import STRATEGIES
 
 Maker = Literal["baseline", "reconstruct", "sample"]
@@ -22,6 +22,8 @@ UNET_ROW = 0.05
 """One UNet forward, a row of the batch."""
 TRAINED_ROW, FULL_ROW = 0.13, 0.18
 """One forward and backward, a row of the batch: with a patch, and of all weights."""
+SIGMAS, RHO = (700, 0.002), 7
+"""SVD's noise levels, largest and least, and how they are spaced."""
 CODED, MEASURED = 0.4, 0.25
 """Encoding or decoding a video, and all metrics of it."""
 
@@ -50,6 +52,16 @@ def of_evaluation(pairs: int, maker: Maker, sampler: SamplerOverrides) -> float:
     """Making and measuring pairs."""
     settings, _ = resolve(sampler.model_dump(exclude_none=True), {}, {})
     strategy = STRATEGIES[settings.sampler]
-    rows = (2 if settings.max_guidance_scale > 1 or strategy.cfg_plus else 1) * unet_calls(strategy.plan(settings))
+    twice = 1.0 if strategy.cfg_plus else _guided(settings) if settings.max_guidance_scale > 1 else 0.0
+    rows = (1 + twice) * unet_calls(strategy.plan(settings))
     made = {"baseline": 0, "reconstruct": 2 * CODED, "sample": CODED + rows * UNET_ROW}
     return START + pairs * (MEASURED + made[maker])
+
+
+def _guided(settings: SamplerSettings) -> float:
+    """Share of the noise levels that are guided, of SVD's own (arXiv 2206.00364, eq. 5)."""
+    most, least = SIGMAS[0] ** (1 / RHO), SIGMAS[1] ** (1 / RHO)
+    last = max(1, settings.num_inference_steps - 1)
+    sigmas = [(most + step / last * (least - most)) ** RHO for step in range(settings.num_inference_steps)]
+    inside = [settings.min_guidance_sigma <= sigma <= settings.max_guidance_sigma for sigma in sigmas]
+    return sum(inside) / len(inside)

@@ -185,12 +185,15 @@ def test_parts_can_be_left_out(settings, tmp_path):
     }
 
 
-def test_guidance_doubles_what_an_evaluation_costs(config):
+def test_guidance_costs_as_much_again_where_it_is_done(config):
     def cost(maker, **changes):
         sampler = config.sampler.model_copy(update=changes)
         return of_evaluation(64, maker, sampler) - of_evaluation(0, maker, sampler)
 
-    assert cost("sample", max_guidance_scale=3.0) > 1.6 * cost("sample")
+    free = cost("sample", max_guidance_scale=1.0)
+    everywhere = cost("sample", min_guidance_sigma=0.0, max_guidance_sigma=1000.0)
+    assert cost("sample") - free == pytest.approx((everywhere - free) * 2 / 12)  # steps at 9.7 and at 3.4
+    assert everywhere > 1.6 * free
     assert cost("sample", sampler="trf") > 4 * cost("sample") > 6 * cost("reconstruct") > 12 * cost("baseline")
 
 

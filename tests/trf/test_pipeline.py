@@ -291,11 +291,11 @@ def test_guidance_is_done_at_some_noise_levels_only(pipe):
 
     free, calls = made(max_guidance_scale=1.0)
     assert calls == [2] * 4
-    everywhere, calls = made(max_guidance_scale=3.0)
+    everywhere, calls = made(min_guidance_sigma=0.0, max_guidance_sigma=1000.0)
     assert calls == [4] * 4
-    inside, calls = made(max_guidance_scale=3.0, min_guidance_sigma=sigmas[2], max_guidance_sigma=sigmas[1])
+    inside, calls = made(min_guidance_sigma=sigmas[2], max_guidance_sigma=sigmas[1])
     assert calls == [2, 4, 4, 2]
-    nowhere, calls = made(max_guidance_scale=3.0, min_guidance_sigma=sigmas[0] * 2)
+    nowhere, calls = made(min_guidance_sigma=sigmas[0] * 2, max_guidance_sigma=sigmas[0] * 3)
     assert calls == [2] * 4
     handle.remove()
     assert torch.equal(nowhere, free)
