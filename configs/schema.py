@@ -186,6 +186,9 @@ class SamplingConfig(OnPatch):
     """Four small UNet calls an iteration in place of one large one."""
     decode_chunk_size: Positive = 8
     """Frames the VAE decodes at a time, besides two neighbours on either side."""
+    fuse: bool = False
+    """Add the patches to the model's weights before sampling: they then cost nothing per step, at the rounding of the
+    model's precision. For patches that are equally strong on both halves."""
     decode_tile_size: Annotated[int, Field(ge=64)] | None = None
     """Pixels of the side of the tiles that the VAE decodes frames in, blended where they meet, for less memory; whole
     frames by default."""
@@ -197,6 +200,10 @@ class SamplingConfig(OnPatch):
     def _scale_of_each_patch(self) -> SamplingConfig:
         if len(self.scales) not in (0, len(self.patches)):
             raise ValueError(f"{len(self.scales)} scales for {len(self.patches)} patches: give one each, or none")
+        if self.fuse and not self.patches:
+            raise ValueError("fuse=true adds patches to the weights, but there are none; give patches, or leave it out")
+        if self.fuse and self.sampler.patch_schedule:
+            raise ValueError("fuse=true fixes the strength of patches, and sampler.patch_schedule changes it; drop one")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
+from ..trf.adapters import check_fusable
 from ..trf.base import empty_unet, load_config
 from ..trf.compiling import compile_blocks
 from ..trf.pipeline import TimeReversalFusionPipeline
@@ -24,13 +25,15 @@ def load_pipeline(config: SamplingConfig) -> TimeReversalFusionPipeline:
 
     Raises:
         FileNotFoundError: if a patch folder is no patch.
-        ValueError: if a patch does not fit, or the device is not there.
+        ValueError: if a patch does not fit or cannot be fused, or the device is not there.
     """
     device = device_of(config)
     pipe = TimeReversalFusionPipeline.from_pretrained(
         config.model, revision=config.revision, variant=config.variant, dtype=DTYPES[precision_of(config)]
     )
     _load_patches(pipe, config)
+    if config.fuse:
+        pipe.fuse_patches()
     pipe.decode_tile_size = config.decode_tile_size
     if config.compile:
         compile_blocks(pipe.unet, SHAPES)
@@ -55,3 +58,5 @@ def _load_patches(pipe: TimeReversalFusionPipeline, config: SamplingConfig) -> N
     for number, (folder, scale) in enumerate(patches_of(config)):
         # Patches of several runs often lie in folders of one name; the number keeps them apart.
         pipe.load_patch(folder, f"{number}_{folder.resolve().name}", scale)
+    if config.fuse:
+        check_fusable(pipe.unet)

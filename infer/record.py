@@ -104,7 +104,7 @@ def device_of(config: SamplingConfig) -> torch.device:
 
 def optional(config: SamplingConfig) -> dict[str, Any]:
     """Settings that decide bits where they are used; left out where they are not, as in records older than they are."""
-    return {name: value for name in ("decode_tile_size", "compile") if (value := getattr(config, name))}
+    return {name: value for name in ("fuse", "decode_tile_size", "compile") if (value := getattr(config, name))}
 
 
 def recipe(

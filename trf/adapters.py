@@ -252,17 +252,26 @@ def is_fused(unet: Any) -> bool:
     return any(layer.merged for _, layer in lora_layers(unet))
 
 
-def fuse(unet: Any) -> None:
-    """Add the active adapters, at their scales, to the base weights: no cost per step any more.
+def check_fusable(unet: Any) -> None:
+    """Refuse active adapters that weights cannot stand for.
 
     Raises:
-        ValueError: if the result is not finite, no adapter is active, or one acts differently on the two halves.
+        ValueError: if no adapter is active, or one acts differently on the two halves.
     """
     if not active_scales(unet):
         raise ValueError("no active patch to fuse; load one first.")
     if uneven := uneven_scales(unet):
         shown = ", ".join(f"{name} ({f:g} forward, {b:g} backward)" for name, (f, b) in uneven.items())
         raise ValueError(f"weights serve both halves alike, so what acts differently on them cannot be fused: {shown}.")
+
+
+def fuse(unet: Any) -> None:
+    """Add the active adapters, at their scales, to the base weights: no cost per step any more.
+
+    Raises:
+        ValueError: if the result is not finite, no adapter is active, or one acts differently on the two halves.
+    """
+    check_fusable(unet)
     for _, layer in lora_layers(unet):
         layer.merge(safe_merge=True)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from pydantic import ValidationError
 
 from trfpp.configs.load import command_line
 from trfpp.configs.schema import InferConfig, SamplerOverrides
@@ -201,6 +202,16 @@ def test_patches_of_any_direction_at_scales_of_each_half(settings, make_patch, t
         other = {**again, "scales": scales, "output": str(tmp_path / str(number))}
         (changed,) = generate(InferConfig.model_validate_json(json.dumps(other)))
         assert not np.array_equal(frames(changed), frames(folder))
+
+
+def test_fused_patches_give_the_same_and_are_on_record(settings, make_patch, tmp_path):
+    patches = [make_patch("one", seed=1), make_patch("other", seed=2, direction="either")]
+    (live,) = generate(settings(patches=patches, scales=[0.5, 1.0]))
+    (fused,) = generate(settings(patches=patches, scales=[0.5, 1.0], fuse=True, output=tmp_path / "fused"))
+    (without,) = generate(settings(output=tmp_path / "without"))
+    assert np.abs(frames(fused).astype(int) - frames(live)).max() <= 1
+    assert np.abs(frames(without).astype(int) - frames(live)).max() > 5
+    assert record(fused)["config"] == {**record(live)["config"], "fuse": True}
 
 
 def test_pairs_of_scales_on_the_command_line(tmp_path):
@@ -454,6 +465,10 @@ def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch
         generate(settings(model="miniature", patches=[make_patch()]))
     with pytest.raises(FileNotFoundError, match="not a patch"):
         generate(settings(patches=[tmp_path]))
+    with pytest.raises(ValueError, match="cannot be fused"):
+        plan(settings(patches=[make_patch(direction="both")], fuse=True))
+    with pytest.raises(ValidationError, match="there are none"):
+        settings(fuse=True)
     with pytest.raises(ValueError, match="offload=true"):
         generate(settings(device="cpu", offload=True))
     with pytest.raises(ValueError, match="device='cuda:9'"):
