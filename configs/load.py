@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from ..trf.settings import as_recorded
 from .schema import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -68,6 +69,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if path.name == "generation.json" and isinstance(content, dict):
         content = content.get("config")  # the record of a result holds the settings that repeat it
+        if isinstance(content, dict) and isinstance(content.get("sampler"), dict):
+            content["sampler"] = as_recorded() | content["sampler"]
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: must hold `key: value` lines, holds a {type(content).__name__}.")
     return content

@@ -141,7 +141,7 @@ class SamplerOverrides(Settings):
     max_guidance_scale: float | None = None
     """Guidance at the far frame; 1 or less switches guidance off."""
     min_guidance_sigma: Annotated[float, Field(ge=0)] | None = None
-    """Least noise (sigma) at which guidance is done; steps without it cost half."""
+    """Least noise (sigma) at which guidance is done; steps without it cost half, but for samplers with CFG++."""
     max_guidance_sigma: Annotated[float, Field(ge=0)] | None = None
     """Most noise at which guidance is done."""
     jump_length: Positive | None = None
@@ -202,8 +202,6 @@ class SamplingConfig(OnPatch):
             raise ValueError(f"{len(self.scales)} scales for {len(self.patches)} patches: give one each, or none")
         if self.fuse and not self.patches:
             raise ValueError("fuse=true adds patches to the weights, but there are none; give patches, or leave it out")
-        if self.fuse and self.sampler.patch_schedule:
-            raise ValueError("fuse=true fixes the strength of patches, and sampler.patch_schedule changes it; drop one")
         return self
 
 

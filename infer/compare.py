@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .evaluation import RECIPE_FILE, differing, metrics_of, read_rows
+from .evaluation import RECIPE_FILE, differing, metrics_of, read_recipe, read_rows
 from .statistics import Contrast, Interval, mean_interval, paired_interval
 
 SHAPE = ("height", "width", "num_frames")
@@ -64,7 +63,7 @@ def compare(a: Path, b: Path, contrast: Contrast = "difference", seed: int = 0) 
     for name, folder in (("a", a), ("b", b)):
         if not (folder / RECIPE_FILE).is_file():
             raise ValueError(f"{name}={str(folder)!r}: no evaluation there; `trfpp evaluate` makes one.")
-        recipes.append(json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8")))
+        recipes.append(read_recipe(folder))
     first, second = read_rows(a), read_rows(b)
     shared = [key for key in first if key in second]
     if not shared:

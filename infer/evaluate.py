@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data_prep.writing import write_video
-from ..trf.device import peak_memory
+from ..trf.device import forget_peak_memory, peak_memory
 from ..trf.replace import replacing
 from .cases import Case, Footage, batches, cases_of, films_of, footage_of
 from .evaluation import SHEET_FILE, SUMMARY_FILE, VIDEOS_FOLDER, Row, begin, metrics_of, recipe_of, resume, write_rows
@@ -60,6 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     recipe = recipe_of(config, cases)
     rows = resume(config, recipe)
     todo = [case for case in cases if case.pair.id not in rows]
+    forget_peak_memory(device_of(config))
     maker = maker_of(config) if todo else None
     fresh = not rows
     if fresh:
@@ -89,7 +90,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         bar.update(len(batch))
     bar.close()
 
-    summary = _summary(config, recipe, [rows[case.pair.id] for case in cases if case.pair.id in rows])
+    memory = peak_memory(device_of(config)) if todo else _memory_before(config)
+    summary = _summary(config, recipe, [rows[case.pair.id] for case in cases if case.pair.id in rows], memory)
     with replacing(config.output / SUMMARY_FILE) as beside:
         beside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if failures:
@@ -132,7 +134,14 @@ def _row(case: Case, images: Footage, made: Made, film: FilmTruth | None, second
     }
 
 
-def _summary(config: EvaluateConfig, recipe: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def _memory_before(config: EvaluateConfig) -> int | None:
+    """What the summary that is there says of memory."""
+    file = config.output / SUMMARY_FILE
+    said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return said.get("peak_memory_bytes")
+
+
+def _summary(config: EvaluateConfig, recipe: dict[str, Any], rows: Sequence[Row], memory: int | None) -> dict[str, Any]:
     metrics = {}
     for name in dict.fromkeys(name for row in rows for name in metrics_of(row)):
         values = [row[name] for row in rows if name in row]
@@ -144,7 +153,7 @@ def _summary(config: EvaluateConfig, recipe: dict[str, Any], rows: Sequence[Row]
         "metrics": metrics,
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "unet_calls_per_video": sum(row["unet_calls"] for row in rows) / max(1, len(rows)),
-        "peak_memory_bytes": peak_memory(device_of(config)),
+        "peak_memory_bytes": memory,
         "settings": recipe,
         "machine": _machine(config),
         "versions": versions(),

@@ -61,6 +61,12 @@ def differing(recipe: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(key for key in {*recipe, *other} if recipe.get(key) != other.get(key))
 
 
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """What an evaluation was made with; sampler settings that were added since then have their defaults."""
+    recipe: dict[str, Any] = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    return {f"sampler.{name}": value for name, value in as_recorded().items()} | recipe
+
+
 def read_rows(folder: Path) -> dict[str, Row]:
     """The lines of an evaluation's `metrics.jsonl`, by pair; none if there is no such file."""
     file = folder / METRICS_FILE
@@ -89,16 +95,12 @@ def resume(config: EvaluateConfig, recipe: dict[str, Any]) -> dict[str, Row]:
     if output.exists() and any(output.iterdir()) and not file.is_file():
         raise ValueError(f"output={str(output)!r}: something else than an evaluation is there; choose another folder.")
     rows = {} if config.overwrite else read_rows(output)
-    if rows and (changed := differing(recipe, _complete(json.loads(file.read_text(encoding="utf-8"))))):
+    if rows and (changed := differing(recipe, read_recipe(output))):
         raise ValueError(
             f"output={str(output)!r} was measured with another {', '.join(changed)}; "
             "choose another folder, or overwrite=true."
         )
     return rows
-
-
-def _complete(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {f"sampler.{name}": value for name, value in as_recorded().items()} | recipe
 
 
 def begin(folder: Path, recipe: dict[str, Any]) -> None:

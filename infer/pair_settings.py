@@ -32,6 +32,9 @@ def settings_of(
     own = {name: value for name, value in own.items() if value is not None}
     settings, sources = resolve({**own, **caller}, pipe.recommended, pipe.native)
     sources |= dict.fromkeys(own.keys() - caller.keys(), "manifest")
+    for name in ("fuse", "compile"):
+        if getattr(config, name) and settings.patch_schedule:
+            raise ValueError(f"{name}=true keeps patches as they are, and patch_schedule changes them; leave one out.")
     if not auto:
         return settings, sources
     if pipe.calibration is None:

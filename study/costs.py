@@ -62,6 +62,6 @@ def _guided(settings: SamplerSettings) -> float:
     """Share of the noise levels that are guided, of SVD's own (arXiv 2206.00364, eq. 5)."""
     most, least = SIGMAS[0] ** (1 / RHO), SIGMAS[1] ** (1 / RHO)
     last = max(1, settings.num_inference_steps - 1)
-    sigmas = [(most + step / last * (least - most)) ** RHO for step in range(settings.num_inference_steps)]
+    sigmas: list[float] = [(most + step / last * (least - most)) ** RHO for step in range(settings.num_inference_steps)]
     inside = [settings.min_guidance_sigma <= sigma <= settings.max_guidance_sigma for sigma in sigmas]
     return sum(inside) / len(inside)

@@ -206,9 +206,10 @@ class Planner:
     def sampling(self, world: str) -> None:
         """Every way on the base and on the pair, after the study's own, which has been measured."""
         sampling, own = self.config.sampling, self.config.sampler.sampler or SamplerSettings.sampler
-        ways = {name: SamplerOverrides(sampler=name) for name in sampling.samplers} | {
-            f"{name}-unguided": SamplerOverrides(sampler=name, max_guidance_scale=1.0) for name in sampling.unguided
-        }
+        published = {name: SamplerOverrides(sampler=name) for name in sampling.samplers}
+        ways = {f"{name}-as-published" if name == own else name: sampler for name, sampler in published.items()}
+        for name in sampling.unguided:
+            ways[f"{name}-unguided"] = SamplerOverrides(sampler=name, max_guidance_scale=1.0)
         some: dict[str, Any] = {"pairs": min(sampling.pairs, self.config.pairs)}
         for method, patch in (("base", None), (MAIN, self.patch(world, MAIN))):
             found = {str(own): self.method(world, method)} | {

@@ -156,7 +156,7 @@ def _sheets(config: StudyConfig, results: Results, folder: Path, world: str) -> 
     videos = {name: results.videos(f"eval/{world}-{name}") for name in ON_SHEETS if results.has(f"eval/{world}-{name}")}
     manifest = config.output / world / "pairs" / PAIRS_FOLDER / MANIFEST_FILE
     if not any(videos.values()) or not manifest.is_file():
-        return sorted(folder.glob(f"{world}-[0-9]*.jpg"))
+        return sorted(folder.glob(f"{world}-[0-9]*.jpg")) if videos else []
     files = []
     pairs = read_manifest(manifest)
     for number, pair in enumerate(pairs[: config.sheets], start=1):

@@ -12,7 +12,7 @@ SHOWN = ("inner_psnr", "track_pixels", "path_degrees", "bound_psnr", "motion_rat
 CONTRASTED = ("inner_psnr", "track_pixels", "path_degrees")
 ABOUT = (
     "A UNet call is one direction at one noise level, guided or not. Seconds and memory are those of the runs "
-    "themselves, some of which shared a machine: the most that a process held, or a GPU had allocated."
+    "themselves, some of which shared a machine: the most that a process held meanwhile, or a GPU had allocated."
 )
 
 

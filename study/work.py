@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..infer.record import patch_sha256
 from ..train.full import MODEL_FOLDER, fine_tune
 from ..train.loop import is_finished, train
 from ..trf.device import best_device
+from ..trf.settings import OF_SAMPLER, as_recorded, resolve
 from .plan import Kind, Run
 from .told import write_told
 
@@ -106,10 +107,21 @@ def _evaluation_is_there(settings: EvaluateConfig) -> bool:
     if not summary.is_file() or not _kept(settings, settings.output, "evaluate"):
         return False
     said = json.loads(summary.read_text(encoding="utf-8"))
-    kept = settings.patches if all(patch.is_dir() for patch in settings.patches) else []  # they may be deleted
-    if kept and [patch_sha256(patch) for patch in kept] != said["settings"]["patches_sha256"]:
-        return False  # of a patch that was trained anew
-    return bool(said["pairs"] == settings.pairs)
+    if not (settings.baseline or settings.reconstruct) and not _sampled_as_now(settings, said["settings"]):
+        return False
+    try:
+        digests = [patch_sha256(patch) for patch in settings.patches]
+    except FileNotFoundError:  # patches may be deleted
+        digests = said["settings"]["patches_sha256"]
+    # A patch may also have been trained anew.
+    return bool(said["pairs"] == settings.pairs) and digests == said["settings"].get("patches_sha256", [])
+
+
+def _sampled_as_now(settings: EvaluateConfig, recorded: Mapping[str, Any]) -> bool:
+    """Whether a sampler's own defaults are still those that an evaluation was made with."""
+    now = as_recorded(resolve(settings.sampler.model_dump(exclude_none=True), {}, {})[0])
+    then = as_recorded() | {name.removeprefix("sampler."): value for name, value in recorded.items()}
+    return all(now[name] == then[name] for name in OF_SAMPLER)
 
 
 def _keep(settings: Settings, folder: Path, command: str) -> None:

@@ -163,6 +163,6 @@ def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -
             [len(indices) for indices in clips["frame_indices"]],
             clips["video"],
         ),
-        sampler=config.sampler.model_dump(exclude_none=True),
+        sampler=config.sampler.model_dump(mode="json", exclude_none=True),
         training_digest=hashlib.sha256(resolved.encode()).hexdigest(),
     )

@@ -219,24 +219,28 @@ def set_scales(unet: Any, scales: Mapping[str, Scale], *, trainable: bool = Fals
 
 @contextmanager
 def at_factor(unet: Any, factor: float) -> Iterator[None]:
-    """Multiply the scales of all active adapters inside the block; afterwards they are as they were, to the bit.
-
-    Raises:
-        ValueError: while adapters are fused into the weights.
-    """
-    scales = active_scales(unet)
-    if factor == 1 or not scales:
+    """Multiply the scales of all active adapters inside the block, at 0 leave them out; afterwards all is as it was."""
+    if factor == 1:
         yield
         return
-    before = [(layer, dict(layer.scaling)) for _, layer in lora_layers(unet)]
-    pairs = {name: scale_pair(scale) for name, scale in scales.items()}
-    set_scales(unet, {name: (factor * forward, factor * backward) for name, (forward, backward) in pairs.items()})
+    layers = [layer for _, layer in lora_layers(unet)]
+    before = [(layer, layer.active_adapters, dict(layer.scaling)) for layer in layers]
+    uneven = uneven_scales(unet)
+    if uneven:
+        unet.uneven_scales = {name: (factor * f, factor * b) for name, (f, b) in uneven.items()} if factor else {}
+    for layer in layers:
+        if not factor:  # what multiplies weights, such as a DoRA's magnitude, is no base model at scale 0
+            layer._active_adapter = []
+        for name in {*layer.active_adapters} & {*layer.scaling} - {*uneven}:
+            layer.scaling[name] *= factor
     try:
         yield
     finally:
-        set_scales(unet, scales)
-        for layer, scaling in before:
+        for layer, active, scaling in before:
+            layer._active_adapter = active
             layer.scaling.update(scaling)
+        if uneven:
+            unet.uneven_scales = uneven
 
 
 def _check_free(unet: Any, names: Iterable[str]) -> None:

@@ -45,11 +45,11 @@ class Guidance:
     """Least and largest noise level at which it is done."""
 
     @classmethod
-    def of(cls, settings: SamplerSettings, device: torch.device) -> Guidance | None:
-        """What the settings ask for; none if that guides nothing."""
+    def of(cls, settings: SamplerSettings, num_frames: int, device: torch.device) -> Guidance | None:
+        """What the settings ask for, over so many frames of a direction; none if that guides nothing."""
         if settings.max_guidance_scale <= 1:
             return None
-        scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, device)
+        scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, num_frames, device)
         return cls(scale=scale, sigmas=(settings.min_guidance_sigma, settings.max_guidance_sigma))
 
     def at(self, sigma: float) -> Tensor | None:

@@ -29,6 +29,15 @@ def best_device(asked: str | None = None) -> torch.device:
     return torch.device("cpu")
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew."""
+    counter = Path("/proc/self/clear_refs")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu" and counter.is_file():
+        counter.write_text("5")
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Bytes at most: on CUDA what this process had allocated, on a CPU what it held (Linux; elsewhere not known)."""
     if device.type == "cuda":

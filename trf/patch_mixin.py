@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from . import adapters
 from .adapters import Scale
 from .patch import Calibration, PatchCard, adapter_scales, adapters_of, load_patch
+from .settings import SamplerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class PatchesMixin:
@@ -84,6 +88,19 @@ class PatchesMixin:
     def unfuse_patches(self) -> None:
         """Undo `fuse_patches`, up to rounding: that of the base's precision, which in half precision shows."""
         adapters.unfuse(self.unet)
+
+    def check_schedule(self, settings: SamplerSettings) -> None:
+        """Whether `patch_schedule` can be followed; without an active patch it is said to have no effect.
+
+        Raises:
+            ValueError: while patches are fused.
+        """
+        if not settings.patch_schedule:
+            return
+        if adapters.is_fused(self.unet):
+            raise ValueError("patches are fused into the weights, which no patch_schedule can change; unfuse them.")
+        if not self.patch_scales:
+            logger.warning("patch_schedule has no effect: no patch is active.")
 
     @property
     def rotated_attention(self) -> bool:

@@ -189,6 +189,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
+        self.check_schedule(settings)
         strategy = STRATEGIES[settings.sampler]
         plan = strategy.plan(settings)
         one_way = any(len(WAYS[iteration.kind]) == 1 for iteration in plan)
@@ -235,7 +236,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             ids=ids,
             sigmas=sigmas,
             timesteps=timesteps,
-            guidance=Guidance.of(settings, device),
+            guidance=Guidance.of(settings, settings.num_frames, device),
             patch_schedule=settings.patch_schedule,
             free=strategy.cfg_plus,
             rotated=rotated,

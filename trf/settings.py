@@ -54,7 +54,7 @@ class SamplerSettings:
     """Classifier-free guidance at the frame farthest from the condition; with 1 or less no guidance is done."""
     min_guidance_sigma: float = 0.0
     """Least noise level at which guidance is done, in units of sigma; see arXiv 2404.07724. A step without guidance
-    costs half."""
+    costs half, but for samplers with CFG++."""
     max_guidance_sigma: float = 1000.0
     """Largest one; SVD's noise goes up to 700."""
     jump_length: int = 5
@@ -85,13 +85,24 @@ class SamplerSettings:
             raise ValueError(f"fps={self.fps}: must be above 0.")
         if self.noise_aug_strength < 0:
             raise ValueError(f"noise_aug_strength={self.noise_aug_strength}: must not be negative.")
-        points = tuple(tuple(point) for point in self.patch_schedule)  # JSON has lists
-        object.__setattr__(self, "patch_schedule", points)
-        sigmas = [point[0] for point in points]
-        if any(len(point) != 2 for point in points) or sigmas != sorted({*sigmas}) or not all(s > 0 for s in sigmas):
+        if self.min_guidance_sigma > self.max_guidance_sigma:
             raise ValueError(
-                f"patch_schedule={self.patch_schedule}: give points (sigma, factor), sigma rising from above 0."
+                f"min_guidance_sigma={self.min_guidance_sigma:g} is more than max_guidance_sigma="
+                f"{self.max_guidance_sigma:g}: nothing would be guided; give both."
             )
+        object.__setattr__(self, "patch_schedule", _points(self.patch_schedule))
+
+
+def _points(schedule: Any) -> tuple[tuple[float, float], ...]:
+    """A schedule's points as tuples, since JSON has lists."""
+    try:
+        points = tuple((float(sigma), float(factor)) for sigma, factor in schedule)
+    except (TypeError, ValueError):
+        points = ((0.0, 0.0),)
+    sigmas = [sigma for sigma, _ in points]
+    if sigmas != sorted({*sigmas}) or not all(sigma > 0 for sigma in sigmas):
+        raise ValueError(f"patch_schedule={schedule}: give points (sigma, factor), sigma rising from above 0.")
+    return points
 
 
 def as_recorded(settings: SamplerSettings = SamplerSettings()) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class FilmSampler:
         pipe, own = self.pipe, self.settings
         forward, backward, (before, after) = windows_of(level.times, level.frames, own.num_frames, closed=closed)
         both: dict[Way, Windows] = {"forward": forward.to(device), "backward": backward.to(device)}
-        num_windows = len(forward.frames)
+        num_windows, length = forward.frames.shape  # in a closed film that is short, fewer than the model's own
         scheduler, sigmas, timesteps = pipe.noise_levels(own, device)
         plan = STRATEGIES[own.sampler].plan(own)
 
@@ -160,7 +160,7 @@ class FilmSampler:
             ids=micro_conditioning(fps, own.motion_bucket_id, own.noise_aug_strength, num_windows).to(device),
             sigmas=sigmas,
             timesteps=timesteps,
-            guidance=Guidance.of(own, device),
+            guidance=Guidance.of(own, length, device),
             patch_schedule=own.patch_schedule,
             rows_per_forward=self.rows_per_forward,
         )

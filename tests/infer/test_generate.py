@@ -302,6 +302,24 @@ def test_measuring_fails_for_a_bad_image_alone(settings, make_patch, images):
     assert len(failed.value.folders) == 1
 
 
+def test_a_record_from_before_a_setting_repeats_what_there_was(settings, tmp_path):
+    """Since then the sampler may have got a default of its own, which the record's result was made without."""
+    (folder,) = generate(
+        settings(
+            sampler=SMALL.model_copy(
+                update={"sampler": "trf++", "max_guidance_sigma": 1000.0, "min_guidance_sigma": 0.0}
+            )
+        )
+    )
+    about = record(folder)
+    for name in ("min_guidance_sigma", "max_guidance_sigma", "patch_schedule"):
+        del about["config"]["sampler"][name]
+    (tmp_path / "generation.json").write_text(json.dumps(about))
+    again = command_line(InferConfig, "infer", [str(tmp_path / "generation.json"), f"output={tmp_path / 'again'}"])
+    (repeated,) = generate(again)
+    assert np.array_equal(frames(repeated), frames(folder))
+
+
 def test_a_result_is_kept_unless_overwritten(settings, capsys):
     (folder,) = generate(settings())
     before = frames(folder)
@@ -469,6 +487,10 @@ def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch
         plan(settings(patches=[make_patch(direction="both")], fuse=True))
     with pytest.raises(ValidationError, match="there are none"):
         settings(fuse=True)
+    scheduled = make_patch("scheduled", sampler={"patch_schedule": [[1.0, 0.5]]})
+    for name in ("fuse", "compile"):
+        with pytest.raises(ValueError, match=f"{name}=true keeps patches as they are"):
+            plan(settings(patches=[scheduled], **{name: True}))
     with pytest.raises(ValueError, match="offload=true"):
         generate(settings(device="cpu", offload=True))
     with pytest.raises(ValueError, match="device='cuda:9'"):

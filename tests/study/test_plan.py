@@ -83,6 +83,15 @@ def test_ways_of_sampling_are_set_against_the_studys_own(plan):
     assert not plan.runs[ways["views", "base"]["vibid"]].settings.patches
 
 
+def test_the_studys_own_sampler_as_published_is_another_way(settings, tmp_path):
+    plan = make_plan(settings("full", tmp_path, "sampler.sampler=trf", "sampler.num_inference_steps=30"))
+    ways = dict(plan.sampled[0].ways)
+    assert list(ways.items())[:2] == [
+        ("trf", "eval/linear-base"),
+        ("trf-as-published", "eval/linear-trf-as-published-base"),
+    ]
+
+
 def test_patches_are_trained_and_used_as_their_names_say(plan):
     used = {method: plan.runs[f"eval/linear-{method}"].settings for method in METHODS}
     names = {method: [patch.parent.name for patch in one.patches] for method, one in used.items()}

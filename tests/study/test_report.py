@@ -83,7 +83,7 @@ def test_ways_of_sampling_are_set_against_the_studys_own(finished, text):
     found = compare(finished.output / "eval" / "loop-pair", finished.output / "eval" / "loop-trf++-pair")
     assert f"{found.metrics['inner_psnr'].contrast.value:+.2f}" in lines[3][-2:][0] + lines[3][-1]
     assert found.left_out == 1  # only the pairs that both have are compared
-    assert float(lines[0][4]) > 100  # MiB
+    assert 100 < float(lines[0][4].replace(",", "")) < 20_000  # MiB
 
 
 def test_every_picture_is_there_and_shows_something(finished, text):

@@ -73,6 +73,20 @@ def test_a_patch_trained_anew_makes_its_evaluation_undone_and_a_deleted_one_does
     assert is_done(run)
 
 
+def test_an_evaluation_by_other_defaults_of_its_sampler_is_undone(finished):
+    run = make_plan(finished).runs["eval/loop-trf++-pair"]
+    file = finished.output / run.name / "summary.json"
+    kept = file.read_text()
+    said = json.loads(kept)
+    try:
+        said["settings"]["sampler.max_guidance_sigma"] = 700.0
+        file.write_text(json.dumps(said))
+        assert not is_done(run)
+    finally:
+        file.write_text(kept)
+    assert is_done(run)
+
+
 def test_settings_that_are_new_since_a_run_do_not_undo_it(finished):
     run = make_plan(finished).runs["eval/loop-base"]
     file = finished.output / run.name / "evaluate.yaml"

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from trfpp import TimeReversalFusionPipeline
-from trfpp.trf.adapters import active_scales, add_adapter, lora_layers
+from trfpp.trf.adapters import active_scales, add_adapter, inject, lora_layers
 from trfpp.trf.attention import rotated_attention
 from trfpp.trf.base import load_component
 from trfpp.trf.settings import SamplerSettings
@@ -297,15 +297,18 @@ def test_guidance_is_done_at_some_noise_levels_only(pipe):
     assert calls == [2, 4, 4, 2]
     nowhere, calls = made(min_guidance_sigma=sigmas[0] * 2, max_guidance_sigma=sigmas[0] * 3)
     assert calls == [2] * 4
+    with pytest.raises(ValueError, match="nothing would be guided"):
+        made(min_guidance_sigma=30.0)  # the largest stays at the sampler's own
     handle.remove()
     assert torch.equal(nowhere, free)
     assert not torch.equal(inside, free)
     assert not torch.equal(inside, everywhere)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
 @pytest.mark.parametrize("direction", ["forward", "both"])
-def test_patches_are_as_strong_as_a_schedule_says(pipe, make_patch, direction):
-    pipe.load_patch(make_patch(direction=direction), "one", 0.7)
+def test_patches_are_as_strong_as_a_schedule_says(pipe, make_patch, direction, kind):
+    pipe.load_patch(make_patch(direction=direction, kind=kind), "one", 0.7)
     scaling = [dict(layer.scaling) for _, layer in lora_layers(pipe.unet)]
     scales = active_scales(pipe.unet)
     sigmas = pipe.noise_levels(SamplerSettings(**SMALL), torch.device("cpu"))[1].tolist()
@@ -326,9 +329,32 @@ def test_patches_are_as_strong_as_a_schedule_says(pipe, make_patch, direction):
     apart = [relative(one, base) for one in (usual, halved, mostly, first)]
     assert min(apart) > 1e-3
     assert len({round(one, 5) for one in apart}) == 4
-    for points in ([(0.0, 1.0)], [(2.0, 1.0), (1.0, 0.5)], [(1.0, 1.0, 2.0)]):
+    for points in ([(0.0, 1.0)], [(2.0, 1.0), (1.0, 0.5)], [(1.0, 1.0, 2.0)], [()], [1.0, 2.0]):
         with pytest.raises(ValueError, match="patch_schedule"):
             made(*points)
+
+
+def test_a_schedule_leaves_what_is_trained_trainable(pipe):
+    """Validation samples in the middle of a training."""
+    own = inject(pipe.unet, targets="temporal", rank=2, alpha=2.0)
+    latents(pipe, picture(0), picture(1), patch_schedule=[(1.0, 0.0), (10.0, 0.5)], generator=seeded(0))
+    assert own
+    assert all(parameter.requires_grad for parameter in own)
+
+
+def test_a_schedule_without_effect_is_said(pipe, make_patch, caplog):
+    with caplog.at_level(logging.WARNING):
+        latents(pipe, picture(0), picture(1), patch_schedule=[(1.0, 0.5)], generator=seeded(0))
+    assert "patch_schedule has no effect" in caplog.text
+    pipe.load_patch(make_patch())
+    pipe.fuse_patches()
+    called = []
+    pipe.unet.register_forward_pre_hook(lambda *_: called.append(1))
+    with pytest.raises(ValueError, match="fused into the weights"):
+        latents(pipe, picture(0), picture(1), patch_schedule=[(1.0, 0.5)], generator=seeded(0))
+    with pytest.raises(ValueError, match="fused into the weights"):
+        pipe.through([picture(0), picture(1)], [0, 3], **{**SMALL, "jump_n_sample": 1}, patch_schedule=[(1.0, 0.5)])
+    assert not called
 
 
 def test_offload_hooks_change_nothing(tiny_model, make_patch):

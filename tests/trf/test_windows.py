@@ -257,3 +257,19 @@ def test_levels_are_as_few_as_can_be():
     assert [level.frames for level in levels_of([0, 24], 25, 25, closed=False)] == [25]
     assert [level.frames for level in levels_of([0, 25], 26, 25, closed=False)] == [14, 26]
     assert len(levels_of([0, 240], 241, 25, closed=False)) == 2
+
+
+@pytest.mark.parametrize(("keyframes", "times", "frames"), [(1, [0], 4), (1, [0], 12), (2, [0, 4], 9)])
+def test_closed_films_shorter_than_a_window_are_guided(pipe, keyframes, times, frames):
+    """Their windows, and those of coarse passes, have fewer frames than the model's own."""
+    images = [PIL.Image.new("RGB", (48, 32), (80 * number, 120, 40)) for number in range(keyframes)]
+    arguments = {**SMALL, "num_frames": 8, "max_guidance_scale": 3.0, "output_type": "latent"}
+    made = [
+        pipe.through(
+            images, times, film_frames=frames, closed=True, generator=torch.Generator().manual_seed(0),
+            **{**arguments, **guidance},
+        ).frames
+        for guidance in ({}, {"max_guidance_scale": 1.0})
+    ]  # fmt: skip
+    assert made[0].shape[1] == frames
+    assert not torch.equal(*made)
