@@ -307,7 +307,8 @@ def test_guidance_is_done_at_some_noise_levels_only(pipe):
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
 @pytest.mark.parametrize("direction", ["forward", "both"])
-def test_patches_are_as_strong_as_a_schedule_says(pipe, make_patch, direction, kind):
+def test_patches_are_as_strong_as_a_schedule_says(clean, make_patch, direction, kind):
+    pipe = clean
     pipe.load_patch(make_patch(direction=direction, kind=kind), "one", 0.7)
     scaling = [dict(layer.scaling) for _, layer in lora_layers(pipe.unet)]
     scales = active_scales(pipe.unet)
@@ -334,15 +335,17 @@ def test_patches_are_as_strong_as_a_schedule_says(pipe, make_patch, direction, k
             made(*points)
 
 
-def test_a_schedule_leaves_what_is_trained_trainable(pipe):
+def test_a_schedule_leaves_what_is_trained_trainable(tiny_model):
     """Validation samples in the middle of a training."""
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
     own = inject(pipe.unet, targets="temporal", rank=2, alpha=2.0)
     latents(pipe, picture(0), picture(1), patch_schedule=[(1.0, 0.0), (10.0, 0.5)], generator=seeded(0))
     assert own
     assert all(parameter.requires_grad for parameter in own)
 
 
-def test_a_schedule_without_effect_is_said(pipe, make_patch, caplog):
+def test_a_schedule_without_effect_is_said(tiny_model, make_patch, caplog):
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
     with caplog.at_level(logging.WARNING):
         latents(pipe, picture(0), picture(1), patch_schedule=[(1.0, 0.5)], generator=seeded(0))
     assert "patch_schedule has no effect" in caplog.text
