@@ -181,7 +181,7 @@ def test_what_runs_at_once_saves_and_stops_with_the_study(tiny_model, tmp_path, 
             time.sleep(0.2)
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

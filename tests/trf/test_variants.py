@@ -29,7 +29,7 @@ def relative(one, other):
 def test_a_fresh_adapter_changes_nothing_is_seeded_and_can_learn(unet, tiny_model, kind, output):
     before = output(unet).detach()
     parameters = adapters.inject(unet, targets="all", kind=kind, rank=4, alpha=4, seed=3)
-    assert relative(output(unet), before) < 1e-6
+    assert relative(output(unet), before) < 1e-5
     output(unet).square().mean().backward()
     moved = [bool(parameter.grad is not None and parameter.grad.any()) for parameter in parameters]
     assert sum(moved) >= len(moved) / 4  # the factors at zero hold back the others' gradient until they move
