@@ -22,7 +22,14 @@ from .ways import ways_of_sampling
 
 REPORT_FILE = "report.md"
 FLOORS = ("cross_fade", "flow_warp")
-ON_SHEETS = {"cross_fade": "cross-fade", "flow_warp": "flow warp", "base": "base", "pair": "patched", "full": "full"}
+ON_SHEETS = {
+    "cross_fade": "cross-fade",
+    "flow_warp": "flow warp",
+    "base": "base",
+    "pair": "patched",
+    "long": "trained on",
+    "full": "full",
+}
 SHEET_ROWS = 6
 PANELS = {
     "PSNR, dB": (("inner_psnr",), 2),
@@ -92,6 +99,7 @@ def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
             for title, (_, digits) in PANELS.items()
         ]
         for world in config.worlds
+        if any(world in worlds for worlds in gains.values())
     ]
     head = f"## Against the base\n\nThe {METHODS[MAIN]} minus the base. {PAIRED_NOTE}"
     return "\n\n".join(

@@ -81,12 +81,12 @@ def listing(config: StudyConfig) -> str:
     plan = make_plan(config)
     runs, todo = plan.chosen(config.only), plan.missing(config.only, is_done)
     width = max(len(run.name) for run in runs)
-    lines = [_line(config, run, run not in todo, width) for run in runs]
+    lines = [_line(config, run, run in todo, width) for run in runs]
     total = duration(expected(config.output, todo))
-    return "\n".join([*lines, f"{len(runs)} runs, {len(runs) - len(todo)} of them done; about {total} to go."])
+    return "\n".join([*lines, f"{len(runs)} runs, {len(todo)} of them to do; about {total} to go."])
 
 
-def _line(config: StudyConfig, run: Run, ready: bool, width: int) -> str:
-    state = "done" if ready else duration(expected(config.output, [run]))
+def _line(config: StudyConfig, run: Run, to_do: bool, width: int) -> str:
+    state = duration(expected(config.output, [run])) if to_do else "done" if is_done(run) else "not needed"
     needs = f"  needs {', '.join(run.needs)}" if run.needs else ""
-    return f"{run.name:<{width}}  {run.kind:<8}  {state:>7}{needs}"
+    return f"{run.name:<{width}}  {run.kind:<8}  {state:>10}{needs}"

@@ -35,7 +35,7 @@ class CodecMixin:
     decode_tile_size: int | None = None
     """Pixels of the side of the tiles that frames are decoded in; whole frames by default.
 
-    Tiles need less memory. They differ from whole frames a little, since the decoder normalises what it sees.
+    Tiles need less memory, and differ in tone: the decoder normalises over what it sees.
     """
 
     @property

@@ -25,7 +25,7 @@ class TimeReversalFusionOutput(BaseOutput):
     pair_settings: list[SamplerSettings]
     """The same for each pair: `fps` and `motion_bucket_id` may be its own."""
     sources: dict[str, str]
-    """For each setting, where it came from: `caller`, `patch card`, `model` or `default`."""
+    """For each setting, where it came from: `caller`, `patch card`, `model`, `sampler` or `default`."""
     unet_calls: int
     """UNet calls made, as papers count: one direction at one noise level, guidance included."""
     unet_forwards: int

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -57,50 +59,51 @@ def test_what_is_done_is_not_done_again(finished, do, capsys):
     assert listing(finished).count("  done") == runs
 
 
+@contextmanager
+def restored(file):
+    """Whatever is done to a file inside the block is undone after it."""
+    kept = file.read_bytes()
+    try:
+        yield
+    finally:
+        file.write_bytes(kept)
+
+
 def test_a_patch_trained_anew_makes_its_evaluation_undone_and_a_deleted_one_does_not(finished):
     run = make_plan(finished).runs["eval/loop-either"]
     patch = finished.output / "runs" / "loop-either" / "patch"
     weights = patch / "adapter_model.safetensors"
-    kept = weights.read_bytes()
-    try:
+    with restored(weights):
         save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
         assert not is_done(run)
         patch.rename(patch.with_name("elsewhere"))
         assert is_done(run)
         patch.with_name("elsewhere").rename(patch)
-    finally:
-        weights.write_bytes(kept)
     assert is_done(run)
 
 
 def test_an_evaluation_by_other_defaults_of_its_sampler_is_undone(finished):
     run = make_plan(finished).runs["eval/loop-trf++-pair"]
     file = finished.output / run.name / "summary.json"
-    kept = file.read_text()
-    said = json.loads(kept)
-    try:
+    said = json.loads(file.read_text())
+    assert is_done(run)
+    with restored(file):
         said["settings"]["sampler.max_guidance_sigma"] = 700.0
         file.write_text(json.dumps(said))
         assert not is_done(run)
-    finally:
-        file.write_text(kept)
-    assert is_done(run)
 
 
 def test_settings_that_are_new_since_a_run_do_not_undo_it(finished):
     run = make_plan(finished).runs["eval/loop-base"]
     file = finished.output / run.name / "evaluate.yaml"
-    kept = file.read_text()
-    lines = kept.splitlines(keepends=True)
-    try:
+    lines = file.read_text().splitlines(keepends=True)
+    with restored(file):
         file.write_text("".join(line for line in lines if not line.startswith("fit:")))
         assert is_done(run)
         file.write_text("".join("fit: pad\n" if line.startswith("fit:") else line for line in lines))
         assert not is_done(run)
-        file.write_text(kept + "gone: 1\n")
+        file.write_text("".join([*lines, "gone: 1\n"]))
         assert not is_done(run)
-    finally:
-        file.write_text(kept)
 
 
 def test_a_failing_run_is_reported_and_the_rest_goes_on(settings, do, tmp_path):
@@ -204,5 +207,5 @@ def test_the_list_says_what_runs_need_and_cost(settings, tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("eval/views-pair "))
     assert line.endswith("needs views/pairs, runs/views-pair")
     assert " min " in line
-    assert " runs, 0 of them done; about " in text
+    assert re.search(r"(\d+) runs, \1 of them to do; about ", text)
     assert not (tmp_path / "out").exists()
