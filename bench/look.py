@@ -36,6 +36,10 @@ def main() -> None:
     given = parser.parse_args()
     if len(given.images) % 2:
         parser.error(f"{len(given.images)} images: every pair has a start and an end.")
+    try:
+        images = [load_image(file) for file in given.images]
+    except ValueError as error:
+        parser.error(str(error))
     hide_loading_bars()
     pipe = TimeReversalFusionPipeline.from_pretrained(given.model).to(best_device())
     pipe.set_progress_bar_config(disable=True)
@@ -45,8 +49,8 @@ def main() -> None:
 
     bar = tqdm(total=len(given.images) // 2 * len(given.samplers), unit="video")
     print("| pair | sampler | UNet calls | seconds |", "| --- | --- | --- | --- |", sep="\n")
-    for number, (start, end) in enumerate(zip(given.images[::2], given.images[1::2]), start=1):
-        bounds = [fit_image(load_image(file), *size, "crop") for file in (start, end)]
+    for number, pair in enumerate(zip(images[::2], images[1::2]), start=1):
+        bounds = [fit_image(image, *size, "crop") for image in pair]
         columns = {"start": np.asarray(bounds[0])[None]}
         for sampler in given.samplers:
             began = time.perf_counter()
