@@ -155,6 +155,9 @@ class SamplerOverrides(Settings):
     patch_schedule: list[tuple[float, float]] | None = None
     """Strength of all patches over noise: points [sigma, factor], linear in ln sigma between them. [[1,0.5],[10,1]]
     halves it at low noise, where detail is decided."""
+    patch_frames: list[tuple[float, float]] | None = None
+    """Strength of all patches over the film: points [place, factor], place 0 at the start and 1 at the end, linear
+    between them. [[0,0],[0.5,1],[1,0]] keeps the frames near the bounds to the base model."""
     sampler: SamplerName | None = None
     """trf; trf++: few steps, the bounds held; trf-reference: the release's exact behaviour; gi: Generative
     Inbetweening; vibid: ViBiDSampler; mpd-seq and mpd-par: MPD."""

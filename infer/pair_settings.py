@@ -33,8 +33,8 @@ def settings_of(
     settings, sources = resolve({**own, **caller}, pipe.recommended, pipe.native)
     sources |= dict.fromkeys(own.keys() - caller.keys(), "manifest")
     for name in ("fuse", "compile"):
-        if getattr(config, name) and settings.patch_schedule:
-            raise ValueError(f"{name}=true keeps patches as they are, and patch_schedule changes them; leave one out.")
+        if getattr(config, name) and (points := settings.patch_points):
+            raise ValueError(f"{name}=true keeps patches as they are, and {points[0]} changes them; leave one out.")
     if not auto:
         return settings, sources
     if pipe.calibration is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .adapters import at_factor
 from .attention import rotated_attention
 from .edm import denoised, preconditioning
+from .frames import on_frames
 from .fusion import disagreement, frame_guidance, guide, reverse_time
 from .halves import on_halves
 from .samplers import Estimate
@@ -79,6 +80,8 @@ class BoundedDenoiser:
     """Rotate the temporal attention of the backward rows."""
     patch_schedule: Sequence[tuple[float, float]] = ()
     """Factor on the scale of all patches over noise, see `schedule.factor_at`."""
+    patch_frames: Mapping[Way, Tensor] | None = None
+    """Factor on what all patches do in each frame of a direction, in its own order, `[B or 1, F]`; none is 1."""
     rows_per_forward: int | None = None
     """Rows that the UNet sees at a time; all by default."""
     on_calls: Callable[[int], Any] = lambda calls: None
@@ -130,6 +133,10 @@ class BoundedDenoiser:
         ids = self.ids.repeat(len(inputs) // len(self.ids), 1)
         running_forward = len(inputs) // len(ways) if ways[0] == "forward" else 0
         size = self.rows_per_forward or len(inputs)
+        factors = None
+        if self.patch_frames:
+            of_ways = [self.patch_frames[way] for way in ways]
+            factors = torch.cat([one.repeat(len(inputs) // len(ways) // len(one), 1) for one in of_ways])
         outputs = []
         for start in range(0, len(inputs), size):
             part = slice(start, start + size)
@@ -138,6 +145,8 @@ class BoundedDenoiser:
             halves = forward, rows - forward
             with ExitStack() as contexts:
                 contexts.enter_context(on_halves(self.unet, *halves))
+                if factors is not None:
+                    contexts.enter_context(on_frames(self.unet, factors[part]))
                 if self.rotated:
                     contexts.enter_context(rotated_attention(self.unet, *halves))
                 outputs.append(self.unet(

@@ -59,7 +59,7 @@ class FilmsMixin:
         resolved, sources = resolve(settings, self.recommended, self.native)
         self.latent_shape(resolved, 1)
         check_settings(resolved)
-        self.check_schedule(resolved)
+        self.check_points(resolved)
         self.check_windows()
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")

@@ -89,18 +89,17 @@ class PatchesMixin:
         """Undo `fuse_patches`, up to rounding: that of the base's precision, which in half precision shows."""
         adapters.unfuse(self.unet)
 
-    def check_schedule(self, settings: SamplerSettings) -> None:
-        """Whether `patch_schedule` can be followed; without an active patch it is said to have no effect.
+    def check_points(self, settings: SamplerSettings) -> None:
+        """Whether `patch_schedule` and `patch_frames` can be followed; without an active patch they have no effect.
 
         Raises:
             ValueError: while patches are fused.
         """
-        if not settings.patch_schedule:
-            return
-        if adapters.is_fused(self.unet):
-            raise ValueError("patches are fused into the weights, which no patch_schedule can change; unfuse them.")
-        if not self.patch_scales:
-            logger.warning("patch_schedule has no effect: no patch is active.")
+        for name in settings.patch_points:
+            if adapters.is_fused(self.unet):
+                raise ValueError(f"patches are fused into the weights, which no {name} can change; unfuse them.")
+            if not self.patch_scales:
+                logger.warning("%s has no effect: no patch is active.", name)
 
     @property
     def rotated_attention(self) -> bool:

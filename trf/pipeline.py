@@ -24,6 +24,7 @@ from .conditioning import micro_conditioning
 from .denoiser import BoundedDenoiser, Condition, Guidance
 from .draws import Generators, noise_source, unit_noise
 from .film_mixin import FilmsMixin
+from .frames import factors_over
 from .images import Images, count_pairs
 from .output import OUTPUT_TYPES, TimeReversalFusionOutput
 from .patch_mixin import PatchesMixin
@@ -100,6 +101,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         repeat_step_ratio: float | None = None,
         noise_scale_ratio: float | None = None,
         patch_schedule: Sequence[tuple[float, float]] | None = None,
+        patch_frames: Sequence[tuple[float, float]] | None = None,
         sampler: str | None = None,
         num_videos_per_prompt: int = 1,
         generator: Generators = None,
@@ -137,6 +139,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             repeat_step_ratio: re-noise while this fraction of the steps remains.
             noise_scale_ratio: factor on the re-noising noise.
             patch_schedule: strength of all patches over noise.
+            patch_frames: strength of all patches over the film.
             sampler: see `SamplerSettings`; `docs/sampling.md` says what each does.
             num_videos_per_prompt: videos for each pair.
             generator: source of every draw (start noise, augmentation, re-noising), or one per video; with one per
@@ -164,7 +167,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             max_guidance_scale=max_guidance_scale, min_guidance_sigma=min_guidance_sigma,
             max_guidance_sigma=max_guidance_sigma, jump_length=jump_length, jump_n_sample=jump_n_sample,
             repeat_step_ratio=repeat_step_ratio, noise_scale_ratio=noise_scale_ratio, patch_schedule=patch_schedule,
-            sampler=sampler,
+            patch_frames=patch_frames, sampler=sampler,
         )  # fmt: skip
         recommended, native = self.recommended, self.native
         resolved = [
@@ -189,7 +192,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
-        self.check_schedule(settings)
+        self.check_points(settings)
         strategy = STRATEGIES[settings.sampler]
         plan = strategy.plan(settings)
         one_way = any(len(WAYS[iteration.kind]) == 1 for iteration in plan)
@@ -230,6 +233,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         ]).to(device)  # fmt: skip
 
         # 5. The model as a denoiser
+        places = torch.linspace(0, 1, settings.num_frames, device=device).unsqueeze(0)
         denoise = BoundedDenoiser(
             unet=self.unet,
             conditions=conditions,
@@ -238,6 +242,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             timesteps=timesteps,
             guidance=Guidance.of(settings, settings.num_frames, device),
             patch_schedule=settings.patch_schedule,
+            patch_frames=factors_over(settings.patch_frames, {"forward": places, "backward": places.flip(1)}),
             free=strategy.cfg_plus,
             rotated=rotated,
             rows_per_forward=batch_size if low_memory else None,

@@ -17,6 +17,8 @@ GUIDANCE = ("min_guidance_scale", "max_guidance_scale", "min_guidance_sigma", "m
 """The settings of classifier-free guidance: how strong it is, and at which noise levels."""
 OF_SAMPLER = ("num_inference_steps", *GUIDANCE, "noise_scale_ratio", *RENOISING)
 """The settings that suit one sampler and mean something else to another."""
+PATCH_POINTS = ("patch_schedule", "patch_frames")
+"""The settings that make patches stronger at some noise levels or frames than at others."""
 _ONE_PASS = {"num_inference_steps": 25, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     # More steps lost in every measurement, and guidance gains as much here as at all noise levels: docs/experiments.md.
@@ -68,10 +70,18 @@ class SamplerSettings:
     patch_schedule: tuple[tuple[float, float], ...] = ()
     """Factor on the scale of all patches over noise: points (sigma, factor), linear in ln sigma between them and
     constant beyond; without points 1."""
+    patch_frames: tuple[tuple[float, float], ...] = ()
+    """Factor on what all patches do over the film: points (place, factor), place 0 at the start bound and 1 at the end
+    bound, linear between them and constant beyond; without points 1."""
     sampler: SamplerName = "trf"
     """`trf` (arXiv 2403.14611); `trf++`: ours, few steps and none of them done again, the bounds held;
     `trf-reference`: the release's exact behaviour, its defect included; `gi` (Generative Inbetweening,
     arXiv 2408.15239), `vibid` (ViBiDSampler, arXiv 2410.05651), `mpd-seq` and `mpd-par` (MPD, ICLR 2026)."""
+
+    @property
+    def patch_points(self) -> list[str]:
+        """The settings in use of those that change the strength of patches."""
+        return [name for name in PATCH_POINTS if getattr(self, name)]
 
     def __post_init__(self) -> None:
         if self.num_frames < 2:
@@ -90,24 +100,33 @@ class SamplerSettings:
                 f"min_guidance_sigma={self.min_guidance_sigma:g} is more than max_guidance_sigma="
                 f"{self.max_guidance_sigma:g}: nothing would be guided; give both."
             )
-        object.__setattr__(self, "patch_schedule", _points(self.patch_schedule))
+        schedule, over_film = _points(self.patch_schedule), _points(self.patch_frames)
+        if schedule is None or not all(sigma > 0 for sigma, _ in schedule):
+            raise ValueError(
+                f"patch_schedule={self.patch_schedule}: give points (sigma, factor), sigma rising from above 0."
+            )
+        if over_film is None or not all(0 <= place <= 1 for place, _ in over_film):
+            raise ValueError(
+                f"patch_frames={self.patch_frames}: give points (place, factor), place rising from 0 to 1."
+            )
+        object.__setattr__(self, "patch_schedule", schedule)
+        object.__setattr__(self, "patch_frames", over_film)
 
 
-def _points(schedule: Any) -> tuple[tuple[float, float], ...]:
-    """A schedule's points as tuples, since JSON has lists."""
+def _points(given: Any) -> tuple[tuple[float, float], ...] | None:
+    """Points that rise, as tuples, since JSON has lists; none if they are no such points."""
     try:
-        points = tuple((float(sigma), float(factor)) for sigma, factor in schedule)
+        points = tuple((float(at), float(factor)) for at, factor in given)
     except (TypeError, ValueError):
-        points = ((0.0, 0.0),)
-    sigmas = [sigma for sigma, _ in points]
-    if sigmas != sorted({*sigmas}) or not all(sigma > 0 for sigma in sigmas):
-        raise ValueError(f"patch_schedule={schedule}: give points (sigma, factor), sigma rising from above 0.")
-    return points
+        return None
+    ats = [at for at, _ in points]
+    return points if ats == sorted({*ats}) else None
 
 
 def as_recorded(settings: SamplerSettings = SamplerSettings()) -> dict[str, Any]:
     """Settings as JSON gives them back. The defaults stand for what a record from before a setting was added lacks."""
-    return {**asdict(settings), "patch_schedule": [list(point) for point in settings.patch_schedule]}
+    points = {name: [list(point) for point in getattr(settings, name)] for name in PATCH_POINTS}
+    return {**asdict(settings), **points}
 
 
 SETTING_NAMES = tuple(field.name for field in fields(SamplerSettings))

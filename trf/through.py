@@ -16,6 +16,7 @@ from torch import Tensor
 from .conditioning import micro_conditioning
 from .denoiser import BoundedDenoiser, Condition, Guidance, WindowedDenoiser
 from .draws import noise_source, unit_noise
+from .frames import factors_over
 from .images import Images
 from .samplers import sample
 from .schedule import Way, count, unet_calls
@@ -153,6 +154,8 @@ class FilmSampler:
         for way, windows in both.items():
             embeddings, latents = zip(*(shown[number] for number in windows.keyframes))
             conditions[way] = Condition(embedding=torch.cat(embeddings), latents=torch.cat(latents))
+        last = level.frames - (not closed)
+        places = {way: ((windows.frames - before) / last).clamp(0, 1) for way, windows in both.items()}
         fps = told_fps(own, level)
         denoise = BoundedDenoiser(
             unet=pipe.unet,
@@ -162,6 +165,7 @@ class FilmSampler:
             timesteps=timesteps,
             guidance=Guidance.of(own, length, device),
             patch_schedule=own.patch_schedule,
+            patch_frames=factors_over(own.patch_frames, places),
             rows_per_forward=self.rows_per_forward,
         )
         windowed = WindowedDenoiser(denoise=denoise, windows=both, on_calls=self.on_calls)

@@ -312,7 +312,7 @@ def test_a_record_from_before_a_setting_repeats_what_there_was(settings, tmp_pat
         )
     )
     about = record(folder)
-    for name in ("min_guidance_sigma", "max_guidance_sigma", "patch_schedule"):
+    for name in ("min_guidance_sigma", "max_guidance_sigma", "patch_schedule", "patch_frames"):
         del about["config"]["sampler"][name]
     (tmp_path / "generation.json").write_text(json.dumps(about))
     again = command_line(InferConfig, "infer", [str(tmp_path / "generation.json"), f"output={tmp_path / 'again'}"])
@@ -487,10 +487,11 @@ def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch
         plan(settings(patches=[make_patch(direction="both")], fuse=True))
     with pytest.raises(ValidationError, match="there are none"):
         settings(fuse=True)
-    scheduled = make_patch("scheduled", sampler={"patch_schedule": [[1.0, 0.5]]})
-    for name in ("fuse", "compile"):
-        with pytest.raises(ValueError, match=f"{name}=true keeps patches as they are"):
-            plan(settings(patches=[scheduled], **{name: True}))
+    for points in ("patch_schedule", "patch_frames"):
+        changing = make_patch(points, sampler={points: [[1.0, 0.5]]})
+        for name in ("fuse", "compile"):
+            with pytest.raises(ValueError, match=f"{name}=true keeps patches as they are, and {points}"):
+                plan(settings(patches=[changing], **{name: True}))
     with pytest.raises(ValueError, match="offload=true"):
         generate(settings(device="cpu", offload=True))
     with pytest.raises(ValueError, match="device='cuda:9'"):
@@ -549,5 +550,6 @@ def test_recipes_hold_the_releases_settings(recipe, fps, motion_bucket_id, noise
         "min_guidance_sigma": 0,
         "max_guidance_sigma": 1000,  # beyond the largest there is
         "patch_schedule": (),
+        "patch_frames": (),
     }
     assert (config.decode_chunk_size, config.seed) == (8, 42)

@@ -1,0 +1,92 @@
+"""Adapters that act more strongly in some frames than in others.
+
+What an adapter adds to a layer's output is multiplied by a factor of each frame. Layers of SVD's UNet see frames in
+three places: folded into the batch (spatial ones, `[B F, ...]`), along an axis (temporal ones, `[B h w, F, C]` and
+`[B, C, F, h, w]`), or not at all (the noise level's embedding, `[B, C]`, and the context of temporal attention,
+`[B h w, 1, D]`). The last kind serves all frames at once and takes the mean of their factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .adapters import lora_layers
+from .schedule import Way
+
+
+def factors_over(points: Sequence[tuple[float, float]], places: Mapping[Way, Tensor]) -> Mapping[Way, Tensor] | None:
+    """The factors of points (place, factor): linear between them, constant beyond; none without points.
+
+    Args:
+        points: their places rise; 0 is a film's first frame and 1 its last.
+        places: of each direction's frames, in its own order, `[rows, F]`.
+
+    Returns:
+        Factors of these frames, of the same shape, float32.
+    """
+    if not points:
+        return None
+    known, factors = zip(*points)
+    return {
+        way: torch.from_numpy(np.interp(at.cpu().numpy(), known, factors)).to(at.device, torch.float32)
+        for way, at in places.items()
+    }
+
+
+@contextmanager
+def on_frames(unet: Any, factors: Tensor) -> Iterator[None]:
+    """Multiply what all active adapters add by a factor of each row and frame, inside the block.
+
+    The block holds the UNet's call, and lies inside of `halves.on_halves` where adapters differ between the halves.
+
+    Args:
+        unet: a `UNetSpatioTemporalConditionModel`.
+        factors: `[B, F]`, for the B rows of the UNet's batch and their F > 1 frames.
+    """
+    with ExitStack() as undo:
+        for name, layer in lora_layers(unet):
+            undo.callback(_put_back, layer, vars(layer).get("forward"))
+            layer.forward = _weighted(layer, factors, temporal="temporal_" in name)
+        yield
+
+
+def _put_back(layer: Any, forward: Callable[..., Tensor] | None) -> None:
+    if forward is None:
+        del layer.forward
+    else:
+        layer.forward = forward
+
+
+def _weighted(layer: Any, factors: Tensor, *, temporal: bool) -> Callable[..., Tensor]:
+    """The forward pass of a layer, between that without adapters and that with them."""
+    adapted = layer.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        bases: list[Tensor] = []  # in parts, if the halves are done one by one
+        hook = layer.get_base_layer().register_forward_hook(lambda module, inputs, output: bases.append(output))
+        try:
+            output = adapted(x, *args, **kwargs)
+        finally:
+            hook.remove()
+        # At a factor of 0 or 1 this is either of them to the bit.
+        return torch.cat(bases).lerp(output, _along(factors, output, temporal=temporal).to(output.dtype))
+
+    return forward
+
+
+def _along(factors: Tensor, output: Tensor, *, temporal: bool) -> Tensor:
+    """Factors `[B, F]` in the shape that multiplies a layer's output."""
+    rows, frames = factors.shape
+    if output.ndim == 5:
+        return factors.view(rows, 1, frames, 1, 1)
+    if temporal:
+        own = factors if output.shape[1] == frames else factors.mean(1, keepdim=True)
+        return own.repeat_interleave(len(output) // rows, 0).unsqueeze(-1)
+    own = factors.flatten() if len(output) == rows * frames else factors.mean(1)
+    return own.view(-1, *[1] * (output.ndim - 1))
