@@ -82,6 +82,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
                 output=root / name,
                 patches=patches,
                 sampler=SAMPLER,
+                batch=8,
                 seed=config.seed,
             )
         )

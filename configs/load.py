@@ -144,9 +144,9 @@ def _whole(model: type[S], content: Mapping[str, Any]) -> S:
 
 
 def _description(model: type[Settings], command: str, names: Mapping[str, Path]) -> str:
-    lines = [model.__doc__ or "", "", f"usage: trfpp {command} [CONFIG] [key=value ...]"]
-    lines += ["CONFIG is a YAML file" + (f" or a recipe: {', '.join(names)}." if names else ".")]
-    return "\n".join(lines)
+    recipe = f" or a recipe: {', '.join(names)}." if names else "."
+    words = "Words are [CONFIG] [key=value ...], or --key value as below. CONFIG is a YAML file"
+    return f"{model.__doc__ or ''}\n\n{words}{recipe}"
 
 
 def _value(text: str, annotation: Any) -> Any:

@@ -49,7 +49,8 @@ class OnPatch(OnModel):
     """Commands that work on patches, which know the model they were made for."""
 
     model: str = ""
-    """As for training; by default the model that the (first) patch was made for."""
+    """`miniature` (built in), a local diffusers folder, or a hub id; by default the model that the (first) patch was
+    made for."""
 
 
 class PrepConfig(Settings):
@@ -120,38 +121,41 @@ class CacheConfig(OnModel):
 
 
 class SamplerOverrides(Settings):
-    """The sampler. What is not set comes from the patch card, else from the model, else from TRF's release."""
+    """The sampler. What is not set comes from the patch card, else the model, the sampler's authors, TRF's release."""
 
     height: Positive | None = None
-    """Pixels."""
+    """Pixels. Unset: the card's, else the model's (576 for SVD)."""
     width: Positive | None = None
-    """Pixels."""
+    """Pixels. Unset: the card's, else the model's (1024 for SVD)."""
     num_frames: Annotated[int, Field(ge=2)] | None = None
-    """Frames of the video, both bounds included."""
+    """Frames of the video, both bounds included. Unset: the card's, else the model's (25 for SVD-XT)."""
     num_inference_steps: Positive | None = None
-    """Denoising steps."""
+    """Denoising steps. Unset: the card's, else the sampler's own (50 of trf, 12 of trf++)."""
     fps: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
-    """Frames per second, told to the model and used for the file; auto: what the patch's clips say of such a pair."""
+    """Frames per second, told to the model and used for the file; auto (infer only): what the patch's clips say of such
+    a pair. Unset: the card's, else 7."""
     motion_bucket_id: Annotated[float, Field(ge=0, le=255)] | Literal["auto"] | None = None
-    """Amount of motion asked of the model, 0 to 255; auto: what the patch's clips say of such a pair."""
+    """Amount of motion asked of the model, 0 to 255; auto (infer only): what the patch's clips say of such a pair.
+    Unset: the card's, else 127."""
     noise_aug_strength: Annotated[float, Field(ge=0)] | None = None
-    """Noise on the bounds, in units of [-1, 1] pixels."""
+    """Noise on the bounds, in units of [-1, 1] pixels. Unset: 0.02."""
     min_guidance_scale: float | None = None
-    """Guidance at the frame of the condition."""
+    """Guidance at the frame of the condition. Unset: the sampler's own, 1 of trf and trf++."""
     max_guidance_scale: float | None = None
-    """Guidance at the far frame; 1 or less switches guidance off."""
+    """Guidance at the far frame; 1 or less switches guidance off. Unset: the sampler's own, 3 of trf and trf++."""
     min_guidance_sigma: Annotated[float, Field(ge=0)] | None = None
-    """Least noise (sigma) at which guidance is done; steps without it cost half, but for samplers with CFG++."""
+    """Least noise (sigma) at which guidance is done; steps without it cost half, but for samplers with CFG++. Unset: 1
+    for trf++, else 0."""
     max_guidance_sigma: Annotated[float, Field(ge=0)] | None = None
-    """Most noise at which guidance is done."""
+    """Most noise at which guidance is done. Unset: 20 for trf++, else no limit."""
     jump_length: Positive | None = None
-    """Noise levels a re-noising run goes back."""
+    """trf: noise levels a re-noising run goes back. Unset: 5."""
     jump_n_sample: Positive | None = None
-    """Times the levels after an anchor are denoised; 1 switches re-noising off."""
+    """trf: times the levels after an anchor are denoised; 1 switches re-noising off. Unset: 2."""
     repeat_step_ratio: Fraction | None = None
-    """Re-noise while at least this fraction of the steps remains."""
+    """trf: re-noise while at least this fraction of the steps remains. Unset: 0.8."""
     noise_scale_ratio: Annotated[float, Field(ge=0)] | None = None
-    """Factor on the re-noising noise."""
+    """Factor on the re-noising noise. Unset: 1."""
     patch_schedule: list[tuple[float, float]] | None = None
     """Strength of all patches over noise: points [sigma, factor], linear in ln sigma between them. [[1,0.5],[10,1]]
     halves it at low noise, where detail is decided."""
@@ -160,7 +164,8 @@ class SamplerOverrides(Settings):
     between them. [[0,0],[0.5,1],[1,0]] keeps the frames near the bounds to the base model."""
     sampler: SamplerName | None = None
     """trf; trf++: few steps, the bounds held; trf-reference: the release's exact behaviour; gi: Generative
-    Inbetweening; vibid: ViBiDSampler; mpd-seq and mpd-par: MPD."""
+    Inbetweening; vibid: ViBiDSampler; mpd-seq and mpd-par: MPD. Films take trf and trf++. Unset: the card's, else
+    trf."""
 
     @property
     def measured(self) -> list[str]:
@@ -176,7 +181,7 @@ class SamplingConfig(OnPatch):
     scales: list[float | tuple[float, float]] = Field(default_factory=list)
     """Strength of each patch, in their order; 1 by default. A pair is for the forward and the backward half of TRF."""
     sampler: SamplerOverrides = SamplerOverrides()
-    """The sampler."""
+    """What is not set comes from the patch card, else the model, the sampler's authors, TRF's release."""
     fit: Literal["crop", "pad"] = "crop"
     """Centre crop the bounds to the video's aspect ratio, or pad with black."""
     precision: Literal["no", "fp16", "bf16"] | None = None
@@ -186,7 +191,8 @@ class SamplingConfig(OnPatch):
     offload: bool = False
     """Keep on the GPU only the component in use."""
     low_memory: bool = False
-    """Four small UNet calls an iteration in place of one large one."""
+    """UNet passes of one row a video in place of one pass of all rows of an iteration (four where guided, else two):
+    less memory."""
     decode_chunk_size: Positive = 8
     """Frames the VAE decodes at a time, besides two neighbours on either side."""
     fuse: bool = False
@@ -196,8 +202,8 @@ class SamplingConfig(OnPatch):
     """Pixels of the side of the tiles that the VAE decodes frames in, blended where they meet, for less memory; whole
     frames by default."""
     compile: bool = False
-    """Compile the UNet's transformer blocks: a minute or more before the first pair, faster from there on. Needs a C++
-    compiler."""
+    """Compile the UNet's transformer blocks, which takes a minute or more before the first pair: for many pairs on a
+    GPU. Needs a C++ compiler."""
 
     @model_validator(mode="after")
     def _scale_of_each_patch(self) -> SamplingConfig:
@@ -293,8 +299,9 @@ class EvaluateConfig(SamplingConfig):
     """Folder of the results: metrics.jsonl, summary.json, sheet.png. Run the same command again to go on."""
     pairs: Positive | None = None
     """Take so many pairs, the first ones; all by default."""
-    batch: Positive = 8
-    """Pairs sampled at a time; results do not depend on it."""
+    batch: Positive = 1
+    """Pairs of one shape sampled at a time, for a model so small that one leaves the device idle (the study of the
+    miniature takes 8). Up to rounding results do not depend on it."""
     baseline: Literal["cross_fade", "flow_warp"] | None = None
     """Measure this in place of a model."""
     reconstruct: bool = False

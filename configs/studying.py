@@ -67,8 +67,8 @@ class Sweeps(Settings):
 
     worlds: list[Domain] = Field(default=["linear"])
     """Domains that are swept; none leaves the sweeps out."""
-    pairs: Positive | None = None
-    """Held-out pairs of a sweep's points, the first ones; as many as everywhere by default."""
+    pairs: Positive = 32
+    """Held-out pairs of a sweep's points, the first ones."""
     scales: list[Annotated[float, Field(ge=0)]] = Field(default=[0, 0.25, 0.5, 0.75, 1, 1.25, 1.5])
     """Strengths of the patch; 0 is the base."""
     targets: list[Targets] = Field(default=["temporal", "spatial", "all", "motion"])
@@ -126,7 +126,7 @@ class StudyConfig(Settings):
     sampling_seed: int = 42
     """Of every draw of the sampler; all methods start a pair from the same noise."""
     batch: Positive = 8
-    """Pairs sampled at a time; results do not depend on it."""
+    """Pairs sampled at a time; up to rounding results do not depend on it."""
     forgetting: bool = True
     """Measure each patch on the base world too."""
     sampling: Sampling = Sampling()

@@ -143,7 +143,7 @@ class TrainConfig(OnModel):
     feed_forward_chunks: Positive = 1
     """Do the widest layers in so many parts, each recomputed by itself: less memory, more time."""
     compile: bool = False
-    """Compile the UNet's transformer blocks: slower first steps, faster from there on. Needs a C++ compiler."""
+    """Compile the UNet's transformer blocks, which takes a minute or more at first: for GPUs. Needs a C++ compiler."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is not finite: stop, or skip that step (every step then waits for the device). Either
     way the clips are named when the log is written or a checkpoint saved, and nothing broken is saved. In fp16 a
@@ -206,6 +206,17 @@ class TrainConfig(OnModel):
             raise ValueError(
                 f"sampler.{self.sampler.measured[0]}=auto: a card recommends numbers, and holds what it takes to "
                 "measure without being asked; give auto to trfpp infer"
+            )
+        sampler = self.sampler.sampler
+        if objective.rotated_attention and sampler in ("vibid", "mpd-seq", "mpd-par"):
+            raise ValueError(
+                f"sampler.sampler={sampler} asks for one direction at a time, and objective.rotated_attention needs "
+                "both in one call; choose trf, trf++ or gi"
+            )
+        if self.validation.best == "disagreement" and sampler in ("vibid", "mpd-seq"):
+            raise ValueError(
+                f"validation.best=disagreement: sampler.sampler={sampler} never sees both halves at once; choose "
+                "another"
             )
         if self.validation.best == "loss_fused" and self.direction != "both":
             raise ValueError("validation.best=loss_fused is about two adapters; set direction=both")

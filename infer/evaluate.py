@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ValueError: if a pair has no truth, a patch does not fit, a setting cannot work, or the output was measured with
             other settings; at the end, if some pairs could not be measured, with their reasons.
     """
-    config = config if config.baseline else on_its_model(config)
+    config = config if config.baseline else on_its_model(config, config.patches)
     cases = cases_of(config)
     films = films_of(config, cases)
     recipe = recipe_of(config, cases)

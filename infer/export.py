@@ -24,8 +24,9 @@ from torch import Tensor
 
 from ..trf.adapters import lora_layers
 from ..trf.base import empty_unet, load_component
-from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, adapters_of, base_of, load_patch, read_card
+from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, adapters_of, load_patch, read_card
 from ..trf.replace import replacing
+from .record import on_its_model
 
 if TYPE_CHECKING:
     from ..configs.schema import ExportConfig
@@ -99,9 +100,7 @@ def export(config: ExportConfig) -> Path:
         ValueError: if the patch does not fit the model, the output is taken or of the wrong kind, or what was written
             is not the patch; nothing is left at the output then.
     """
-    if not config.model:
-        model, revision = base_of([config.patch])
-        config = config.model_copy(update={"model": model, "revision": config.revision or revision})
+    config = on_its_model(config, [config.patch])
     _check_output(config)
     if config.scale != 1 and config.format != "merged":
         logger.warning(

@@ -33,7 +33,7 @@ def film(config: FilmConfig) -> bool:
         ValueError: if a keyframe cannot be read, a patch does not fit, a setting cannot work, or something else than a
             film is at the output.
     """
-    config = on_its_model(config)
+    config = on_its_model(config, config.patches)
     outline = outline_of(config)
     settings, sources, course = _decided(config, outline)
     images = {"keyframes": config.keyframes}
@@ -86,7 +86,7 @@ def plan(config: FilmConfig) -> str:
         FileNotFoundError: if a patch folder is no patch.
         ValueError: if a patch does not fit or a setting cannot work.
     """
-    config = on_its_model(config)
+    config = on_its_model(config, config.patches)
     settings, sources, course = _decided(config, outline_of(config))
     lines = [f"model: {config.model} on {device_of(config)}, {dtype_name(config)}", "sampler:"]
     lines += [f"  {name} = {value} ({sources[name]})" for name, value in asdict(settings).items()]

@@ -59,9 +59,9 @@ def generate(config: InferConfig) -> list[Path]:
     """Generate every pair that is not there yet.
 
     A sampler setting comes from the command line, else from the manifest, else from the patch card, else from the
-    model, else it is that of TRF's release; `auto` on the command line is measured of each pair. A seed in the manifest
-    is that pair's own and goes before `seed`. Each pair starts a new generator from its seed, on the CPU, so that a
-    result depends neither on the order of the pairs nor on the device's random numbers.
+    model, else from the sampler's authors, else from TRF's release; `auto` on the command line is measured of each
+    pair. A seed in the manifest is that pair's own and goes before `seed`. Each pair starts a new generator from its
+    seed, on the CPU, so that a result depends neither on the order of the pairs nor on the device's random numbers.
 
     A pair that cannot be generated does not keep the rest from going on. What is finished stays when the run is
     interrupted. Processes that are started with the same settings, on one machine or on several that see the output
@@ -75,7 +75,7 @@ def generate(config: InferConfig) -> list[Path]:
         ValueError: if a patch does not fit or a setting cannot work.
         PairsFailed: at the end, if some pairs could not be generated, with their reasons.
     """
-    config = on_its_model(config)
+    config = on_its_model(config, config.patches)
     print(f"model: {config.model}")
     outline = outline_of(config)
     pairs = _pairs(config)
@@ -133,7 +133,7 @@ def plan(config: InferConfig) -> str:
         FileNotFoundError: if a patch folder is no patch.
         ValueError: if a patch does not fit or a setting cannot work.
     """
-    config = on_its_model(config)
+    config = on_its_model(config, config.patches)
     outline = outline_of(config)
     jobs = _jobs(config, outline, _pairs(config))
     lines = [f"model: {config.model} on {device_of(config)}, {dtype_name(config)}"]

@@ -22,9 +22,9 @@ from ..trf.settings import SamplerSettings, as_recorded
 from ..version import __version__
 
 if TYPE_CHECKING:
-    from ..configs.schema import SamplingConfig
+    from ..configs.schema import OnPatch, SamplingConfig
 
-C = TypeVar("C", bound="SamplingConfig")
+C = TypeVar("C", bound="OnPatch")
 
 Digest = str | dict[str, str]
 """SHA-256 of a patch's weights, as hexadecimal; of a patch with two adapters that of each, by its folder."""
@@ -40,7 +40,7 @@ class Job:
     pair: Pair
     settings: SamplerSettings
     sources: dict[str, str]
-    """Where each setting came from: `caller`, `manifest`, `patch card`, `model` or `default`."""
+    """Where each setting came from: `caller`, `measured`, `manifest`, `patch card`, `model`, `sampler` or `default`."""
     seed: int
     folder: Path
     """Where the result goes."""
@@ -67,12 +67,11 @@ def written_at(folder: Path) -> int | None:
     return record.stat().st_mtime_ns if record.is_file() else None
 
 
-def on_its_model(config: C) -> C:
-    """The settings with the model said: as asked, else that of the first patch."""
+def on_its_model(config: C, patches: Sequence[Path]) -> C:
+    """The settings with the model said: as asked, else that of the first patch, files and all."""
     if config.model:
         return config
-    model, revision = base_of(config.patches)
-    return config.model_copy(update={"model": model, "revision": config.revision or revision})
+    return config.model_copy(update={name: getattr(config, name) or own for name, own in base_of(patches).items()})
 
 
 def patches_of(config: SamplingConfig) -> Iterator[tuple[Path, Scale]]:

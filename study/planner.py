@@ -223,7 +223,7 @@ class Planner:
     def sweeps(self, world: str) -> None:
         """One setting at a time; where its value is that of the main runs, their evaluation is the point."""
         sweeps, patch = self.config.sweeps, self.config.patch
-        some: dict[str, Any] = {"pairs": min(sweeps.pairs or self.config.pairs, self.config.pairs)}
+        some: dict[str, Any] = {"pairs": min(sweeps.pairs, self.config.pairs)}
         main, base = self.method(world, MAIN), self.method(world, "base")
 
         def scaled(value: float) -> str:

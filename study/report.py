@@ -198,28 +198,27 @@ def _sweep(results: Results, folder: Path, sweep: str) -> str:
 
 
 def _swept(results: Results, folder: Path, sweep: str, world: str, curves: Sequence[Curve]) -> list[str]:
-    found = {curve.method: results.over_shared(curve.points) for curve in curves}
+    found = {curve.method: results.over_shared(curve.points, f"eval/{world}-base") for curve in curves}
     if all(len(points) < 2 for points in found.values()):
         return []
     metrics = {
         name: metric
         for name, metric in METRICS.items()
-        if name in SWEPT and any(name in one for points in found.values() for one in points.values())
+        if name in SWEPT and any(name in one.means for points in found.values() for one in points.values())
     }
     against = {name: metric for name, metric in metrics.items() if name in CONTRASTED}
     rows = []
     for curve in curves:
-        for value, name in ((value, name) for value, name in curve.points if value in found[curve.method]):
-            one, base = found[curve.method][value], f"eval/{world}-base"
-            gains = results.gains(base, name) if results.has(base) and name != base else {}
+        for value, (means, gains) in found[curve.method].items():
             rows.append([
                 str(value) if isinstance(value, str) else f"{value:g}",
                 METHODS[curve.method],
-                *(metric.interval(one[name]) if name in one else "" for name, metric in metrics.items()),
+                *(metric.interval(means[name]) if name in means else "" for name, metric in metrics.items()),
                 *(gain(metric, gains.get(name)) for name, metric in against.items()),
             ])  # fmt: skip
     file = folder / f"sweep-{world}-{sweep.replace(' ', '-')}.png"
-    sweep_figure(file, found, METHODS, {name: str(metric) for name, metric in metrics.items()}, sweep)
+    drawn = {method: {value: one.means for value, one in points.items()} for method, points in found.items()}
+    sweep_figure(file, drawn, METHODS, {name: str(metric) for name, metric in metrics.items()}, sweep)
     head = [sweep, f"on {world}", *map(str, metrics.values())]
     head += [f"{metric.title}, minus the base" for metric in against.values()]
     return [table(head, rows), picture(file, f"{world}: {sweep}")]
@@ -229,7 +228,8 @@ def _state(config: StudyConfig, results: Results) -> str:
     """What was done and what is missing, and how long it took."""
     latest = {line["name"]: line for line in read_log(config.output)}
     failed = {name: latest[name]["error"] for name in results.missing if "error" in latest.get(name, {})}
-    took = sum(line["seconds"] for line in read_log(config.output))
+    needed = results.plan.chosen(results.evaluations) if results.evaluations else []
+    took = sum(latest[run.name]["seconds"] for run in needed if run.name in latest)
     machines = {
         f"{(made := results.summary(name)['machine'])['name']} ({made['device']}, {made['cores']} cores)"
         for name in results.evaluations

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..infer.compare import Comparison, compare
 from ..infer.evaluation import SUMMARY_FILE, VIDEOS_FOLDER, Row, read_rows
-from ..infer.statistics import Interval, mean_interval
+from ..infer.statistics import Interval, mean_interval, paired_interval
 from .plan import Plan
 from .work import is_done
 
@@ -58,6 +58,14 @@ ERRORS = ("track_percent", "path_percent")
 """Where things, or the camera, are: in percent of the frame or of the sweep, to be set beside each other."""
 
 
+class Point(NamedTuple):
+    """An evaluation among others, over the pairs that all of them share, by metric."""
+
+    means: Mapping[str, Interval]
+    gains: Mapping[str, Interval]
+    """What it has more than the base, pair by pair; nothing of the base itself, or without one."""
+
+
 class Results:
     """The finished evaluations of a study.
 
@@ -70,6 +78,7 @@ class Results:
         self.output = output
         self.plan = plan
         self._compared: dict[tuple[str, str], Comparison] = {}
+        self._read: dict[str, Mapping[str, Row]] = {}
 
     @cached_property
     def missing(self) -> Collection[str]:
@@ -77,7 +86,7 @@ class Results:
         return [run.name for run in self.plan.missing((), is_done)]
 
     @cached_property
-    def evaluations(self) -> Collection[str]:
+    def evaluations(self) -> Sequence[str]:
         """Names of the evaluations that are done, in their order."""
         return [run.name for run in self.plan.runs.values() if run.kind == "evaluate" and is_done(run)]
 
@@ -103,21 +112,38 @@ class Results:
             self._compared[base, name] = compare(self.output / base, self.output / name)
         return {metric: one.contrast for metric, one in self._compared[base, name].metrics.items()}
 
-    def over_shared(self, points: Iterable[tuple[V, str]]) -> dict[V, dict[str, Interval]]:
-        """Means of the finished ones of these evaluations, all over the pairs that they share."""
-        found = {value: read_rows(self.output / name) for value, name in points if self.has(name)}
-        shared = _shared(list(found.values()))
-        return {value: _means([rows[pair] for pair in shared]) for value, rows in found.items()}
+    def over_shared(self, points: Iterable[tuple[V, str]], base: str) -> dict[V, Point]:
+        """The finished ones of these evaluations, and what each has more than the base, over the pairs all share."""
+        found = {value: self._rows(name) for value, name in points if self.has(name)}
+        reference = self._rows(base) if self.has(base) else {}
+        every = [rows for rows in (*found.values(), reference) if rows]
+        shared = [pair for pair in every[0] if all(pair in rows for rows in every)] if every else []
+        return {
+            value: Point(
+                _means([rows[pair] for pair in shared]),
+                _gains([(reference[pair], rows[pair]) for pair in shared])
+                if reference and rows is not reference
+                else {},
+            )
+            for value, rows in found.items()
+        }
+
+    def _rows(self, name: str) -> Mapping[str, Row]:
+        """The pairs of an evaluation; the same object each time."""
+        if name not in self._read:
+            self._read[name] = read_rows(self.output / name)
+        return self._read[name]
 
     def videos(self, name: str) -> dict[str, Path]:
         """The videos of an evaluation that kept them, by pair."""
         return {file.stem: file for file in sorted((self.output / name / VIDEOS_FOLDER).glob("*.mp4"))}
 
 
-def _shared(points: Sequence[Mapping[str, Row]]) -> list[str]:
-    return [pair for pair in points[0] if all(pair in rows for rows in points)] if points else []
-
-
 def _means(rows: Sequence[Row]) -> dict[str, Interval]:
     names = [name for name in METRICS if rows and all(name in row for row in rows)]
     return {name: mean_interval([row[name] for row in rows]) for name in names}
+
+
+def _gains(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Interval]:
+    names = [name for name in METRICS if pairs and all(name in row for pair in pairs for row in pair)]
+    return {name: paired_interval([base[name] for base, _ in pairs], [row[name] for _, row in pairs]) for name in names}

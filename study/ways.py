@@ -28,8 +28,8 @@ def ways_of_sampling(results: Results) -> str:
 
 
 def _table(results: Results, methods: Sequence[Sampled]) -> str:
-    means = {one.method: results.over_shared(one.ways) for one in methods}
-    found = {name for ways in means.values() for metrics in ways.values() for name in metrics}
+    points = {one.method: results.over_shared(one.ways, one.ways[0][1]) for one in methods}
+    found = {name for ways in points.values() for point in ways.values() for name in point.means}
     shown = [name for name in SHOWN if name in found]
     less = [name for name in CONTRASTED if name in found]
     own = methods[0].ways[0][0]
@@ -39,18 +39,16 @@ def _table(results: Results, methods: Sequence[Sampled]) -> str:
     ]  # fmt: skip
     rows = []
     for one in methods:
-        (_, reference), *_ = one.ways
         for way, name in one.ways:
-            if way not in means[one.method]:
+            if way not in points[one.method]:
                 continue
-            said, values = results.summary(name), means[one.method][way]
-            gains = results.gains(reference, name) if name != reference and results.has(reference) else {}
+            said, (means, gains) = results.summary(name), points[one.method][way]
             memory = said.get("peak_memory_bytes")
             rows.append([
                 way, METHODS[one.method],
                 f"{said['unet_calls_per_video']:g}", f"{said['seconds'] / said['pairs']:.1f}",
                 "" if memory is None else f"{memory / 2**20:,.0f}",
-                *(METRICS[metric].interval(values[metric]) if metric in values else "" for metric in shown),
+                *(METRICS[metric].interval(means[metric]) if metric in means else "" for metric in shown),
                 *(gain(METRICS[metric], gains.get(metric)) for metric in less),
             ])  # fmt: skip
     return table(head, rows)

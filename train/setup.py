@@ -146,6 +146,7 @@ def make_card(config: TrainConfig, plan: Plan, unet_config: Mapping[str, Any]) -
         trfpp_version=__version__,
         base_model=config.model,
         base_revision=resolved_revision(config.model, config.revision),
+        base_variant=config.variant,
         unet_fingerprint=fingerprint(unet_config),
         unet_config=essential_config(unet_config),
         domain=config.domain,

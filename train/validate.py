@@ -22,6 +22,8 @@ from ..data_prep.writing import write_video
 from ..trf.base import load_component
 from ..trf.patch import PatchCard
 from ..trf.pipeline import TimeReversalFusionPipeline
+from ..trf.settings import SamplerSettings
+from ..trf.strategies import STRATEGIES
 from .data import CachedSamples, collate
 from .objective import Objective
 
@@ -104,7 +106,7 @@ class Validator:
             videos: dict[str, np.ndarray] = {}
             measured: dict[str, list[float]] = {
                 name: [] for name in ("inner_psnr", "bound_psnr", "disagreement", "motion_ratio")
-            }
+            }  # not every sampler sees both halves at once, nor does every film move
             for clip in self.clips:
                 if stopping():
                     return None
@@ -114,7 +116,8 @@ class Validator:
                 videos[clip["clip_id"]] = np.concatenate([truth, video], axis=1)
                 measured["inner_psnr"].append(psnr(video[1:-1], truth[1:-1]))
                 measured["bound_psnr"].append(psnr(video[[0, -1]], truth[[0, -1]]))
-                measured["disagreement"].append(apart)
+                if apart is not None:
+                    measured["disagreement"].append(apart)
                 if (moved := motion_ratio(video, truth)) is not None:
                     measured["motion_ratio"].append(moved)
             metrics = {name: float(np.mean(values)) for name, values in measured.items() if values}
@@ -161,8 +164,9 @@ class Validator:
 
     def _generate(
         self, pipe: TimeReversalFusionPipeline, clip: dict[str, Any], truth: np.ndarray
-    ) -> tuple[np.ndarray, float]:
-        """The video between a clip's bounds, and how far its halves disagreed."""
+    ) -> tuple[np.ndarray, float | None]:
+        """The video between a clip's bounds, and how far its halves disagreed where the sampler sees both at once."""
+        sampler = self.card.sampler.get("sampler", SamplerSettings.sampler)
         start, end = (PIL.Image.fromarray(truth[i]) for i in (0, -1))
         made = pipe(
             start,
@@ -175,11 +179,12 @@ class Validator:
             motion_bucket_id=clip["motion_bucket"],
             generator=torch.Generator().manual_seed(self.seed),
             # Beside the optimizer there is less room than at inference.
-            low_memory=not self.card.rotated_attention,
+            low_memory=not (self.card.rotated_attention or STRATEGIES[sampler].rotated),
             decode_chunk_size=8,
             output_type="np",
         )
-        return np.asarray((made.frames[0] * 255).round(), dtype=np.uint8), float(made.disagreement[0])
+        apart = None if made.disagreement is None else float(made.disagreement[0])
+        return np.asarray((made.frames[0] * 255).round(), dtype=np.uint8), apart
 
 
 def save_pictures(outcome: Outcome, folder: Path) -> None:

@@ -88,6 +88,7 @@ class PatchCard(BaseModel):
     trfpp_version: str = Field(description="Version of trfpp that wrote the patch.")
     base_model: str = Field(description="Model id or folder name the patch was trained on.")
     base_revision: str | None = Field(None, description="Revision of a hub model.")
+    base_variant: str | None = Field(None, description="File variant of its weights, such as fp16.")
     unet_fingerprint: str = Field(description="SHA-256 of the base UNet's config.")
     unet_config: dict[str, Any] = Field(description="The base UNet's config, to say what differs.")
     domain: str = Field("", description="What the patch was trained on, in words.")
@@ -241,8 +242,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
     return {part: folder / part / WEIGHTS_FILE for part in adapters_of(read_card(folder).direction)}
 
 
-def base_of(patches: Sequence[Path]) -> tuple[str, str | None]:
-    """Model and revision that the first patch was made for.
+def base_of(patches: Sequence[Path]) -> dict[str, str | None]:
+    """What the first patch was made for, as `model`, `revision` and `variant`.
 
     Raises:
         ValueError: without a patch.
@@ -250,7 +251,7 @@ def base_of(patches: Sequence[Path]) -> tuple[str, str | None]:
     if not patches:
         raise ValueError(f"no model: give model=..., or a patch, which names its own; model={MINIATURE} is built in.")
     card = read_card(patches[0])
-    return card.base_model, card.base_revision
+    return {"model": card.base_model, "revision": card.base_revision, "variant": card.base_variant}
 
 
 def check_fit(card: PatchCard, unet_config: Mapping[str, Any], folder: str | Path = "patch") -> None:

@@ -117,8 +117,9 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
     ) -> Any:
         """Generate the video from `start_image` to `end_image`.
 
-        A setting left at `None` comes from the active patch's card, else from the model (size, frames), else it is that
-        of TRF's release; see `SamplerSettings` for meanings, units and defaults. The output says which it was.
+        A setting left at `None` comes from the active patch's card, else from the model (size, frames), else from the
+        sampler's authors, else from TRF's release; see `SamplerSettings` for meanings, units and defaults. The output
+        says which it was.
 
         Args:
             start_image: first frame: a PIL image, a list of B, or a tensor `[B, 3, H, W]` in [0, 1].
@@ -288,7 +289,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         if one_way:
             raise ValueError(
                 f"rotated attention needs both directions in one UNet call, and sampler={settings.sampler!r} asks for "
-                "one at a time; choose trf or gi, or another patch."
+                "one at a time; choose trf, trf++ or gi, or another patch."
             )
 
 

@@ -113,6 +113,11 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
         ({"lora": {"init": "pissa"}, "start_from": Path("patch")}, "both say where the adapter starts"),
         ({"objective": {"fusion": 0.5}}, "set direction=both"),
         ({"validation": {"best": "loss_fused"}}, "set direction=both"),
+        ({"validation": {"best": "disagreement"}, "sampler": {"sampler": "vibid"}}, "never sees both halves at once"),
+        (
+            {"objective": {"rotated_attention": True}, "direction": "both", "sampler": {"sampler": "mpd-par"}},
+            "sampler.sampler=mpd-par asks for one direction at a time",
+        ),
         ({"objective": {"alternate_directions": True}, "direction": "either"}, "set direction=both"),
         ({"objective": {"rotated_attention": True}}, "set direction=backward or both"),
         ({"optim": {"name": "prodigy", "lr": 1.0, "lora_plus": 16.0}}, "optim.name=prodigy has one rate for all"),
@@ -129,6 +134,16 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
 def test_what_cannot_work_together_is_said_before_anything_loads(config, settings, said):
     with pytest.raises(ValidationError, match=said):
         config(**settings)
+
+
+@pytest.mark.parametrize("sampler", ["gi", "vibid"])
+def test_validation_samples_as_the_card_says(config, train_here, sampler):
+    """`gi` cannot do so in small passes; `vibid` sees one half at a time, so there is no disagreement."""
+    recommended = {"sampler": sampler, "max_guidance_scale": 1.0}
+    validation = {"every": 1, "pairs": 1, "num_inference_steps": 2}
+    metrics = read_card(train_here(config(steps=1, sampler=recommended, validation=validation))).metrics
+    assert metrics["validation inner_psnr"] > 0
+    assert ("validation disagreement" in metrics) == (sampler == "gi")
 
 
 def test_a_kind_that_cannot_act_on_the_targets_is_said_by_the_plan(config, train_here):

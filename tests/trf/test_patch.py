@@ -292,7 +292,8 @@ def test_names_with_another_use_are_refused(unet, make_patch):
 def test_the_model_is_that_of_the_first_patch(make_patch):
     with pytest.raises(ValueError, match=r"no model: give model="):
         base_of([])
-    assert base_of([make_patch(base_model="a/b", base_revision="c")]) == ("a/b", "c")
+    made = base_of([make_patch(base_model="a/b", base_revision="c", base_variant="fp16"), make_patch("other")])
+    assert made == {"model": "a/b", "revision": "c", "variant": "fp16"}
 
 
 def test_a_patch_is_replaced_at_once_or_not_at_all(unet, make_patch, monkeypatch):
