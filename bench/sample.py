@@ -1,8 +1,8 @@
 """Bounded generation of a few pairs: ours, against the way TRF's release works, and all samplers against each other.
 
 MODEL is `miniature`, `svd-xt` (full size, random weights), an SVD folder or a hub id. The release's way: the model is
-loaded anew for every pair, and each direction has a UNet call of its own. Ours: loaded once, both directions in one
-call. Settings, pairs and draws are equal. Every run is a process of its own; the ways alternate, and ratios are taken
+loaded anew for every pair, and each direction has a forward pass of its own. Ours: loaded once, both directions in one
+pass. Settings, pairs and draws are equal. Every run is a process of its own; the ways alternate, and ratios are taken
 run by run, so a machine whose speed drifts does not favour one. Prints one table and saves it beside this file.
 """
 
@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -30,6 +29,7 @@ from trfpp import TimeReversalFusionPipeline
 from trfpp.bench import svd_xt
 from trfpp.trf import pipeline
 from trfpp.trf.base import hide_loading_bars
+from trfpp.trf.denoiser import BoundedDenoiser
 from trfpp.trf.device import best_device, peak_memory
 from trfpp.trf.strategies import STRATEGIES
 
@@ -49,6 +49,8 @@ class Spent:
     """In the networks."""
     calls: int = 0
     """UNet calls of a pair."""
+    forwards: int = 0
+    """Forward passes of the UNet that they were made in."""
     memory: int = 0
     """Bytes at the most: allocated on a GPU, else of the process."""
 
@@ -106,6 +108,11 @@ def bounds(size: tuple[int, ...], number: int) -> list[Image.Image]:
     return [Image.fromarray(image) for image in noise]
 
 
+def one_direction_at_a_time(**own: object) -> BoundedDenoiser:
+    """The pipeline's denoiser; the two rows of a direction, with conditions and without, have a pass of their own."""
+    return BoundedDenoiser(**{**own, "rows_per_forward": 2})
+
+
 def run(model: str, way: str, sampler: str, steps: int | None) -> Spent:
     """Sample some pairs one way, in this process."""
     logging.disable(logging.WARNING)
@@ -123,13 +130,11 @@ def run(model: str, way: str, sampler: str, steps: int | None) -> Spent:
         with ExitStack() as contexts:
             contexts.enter_context(timed(pipe, spent))
             if way == RELEASE:
-                # The two rows of a direction in a call of their own.
-                apart = partial(pipeline.BoundedDenoiser, rows_per_forward=2)
-                contexts.enter_context(patch.object(pipeline, "BoundedDenoiser", apart))
+                contexts.enter_context(patch.object(pipeline, "BoundedDenoiser", one_direction_at_a_time))
             began = now()
             made = pipe(*bounds(size, number), sampler=sampler, num_inference_steps=steps, generator=generator)
             spent.pairs.append(now() - began)
-    spent.calls = made.unet_calls
+    spent.calls, spent.forwards = made.unet_calls, made.unet_forwards
     spent.memory = peak_memory(best_device()) or 0
     return spent
 

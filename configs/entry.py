@@ -21,7 +21,8 @@ from .schema import Settings
 def run(command: str, settings: type[Settings], work: Callable[[Any], int | None], argv: Sequence[str]) -> int:
     """Run one command; returns the exit status: 0, 2 for a mistake of the user's, 130 after Ctrl-C, or `work`'s own.
 
-    With TRFPP_DEBUG=1 in the environment a mistake comes with its traceback.
+    Asking for more memory than the device has is such a mistake. With TRFPP_DEBUG=1 in the environment a mistake comes
+    with its traceback.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
@@ -30,12 +31,15 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     signal.signal(signal.SIGTERM, interrupted)
     try:
         return work(command_line(settings, command, argv)) or 0
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("TRFPP_DEBUG"):
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        # By its name: torch takes seconds to import, which help does without.
+        scarce = type(error).__name__ == "OutOfMemoryError"
+        if os.environ.get("TRFPP_DEBUG") or (isinstance(error, RuntimeError) and not scarce):
             raise
+        said = f"the device's memory is too small; see trfpp {command} --help for what takes less." if scarce else error
         # Every rank says it, also what all of them see: a launcher ends the others as soon as one is gone, so none can
         # leave it to another.
-        print(f"trfpp {command}{_rank()}: {error}", file=sys.stderr)
+        print(f"trfpp {command}{_rank()}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"trfpp {command}: interrupted; whole results stay, half ones were removed.", file=sys.stderr)

@@ -213,6 +213,8 @@ class TrainConfig(OnModel):
                 f"sampler.sampler={sampler} asks for one direction at a time, and objective.rotated_attention needs "
                 "both in one call; choose trf, trf++ or gi"
             )
+        if self.sampler.patch_frames and self.feed_forward_chunks > 1:
+            raise ValueError("sampler.patch_frames needs all frames in a layer; leave feed_forward_chunks out")
         if self.validation.best == "disagreement" and sampler in ("vibid", "mpd-seq"):
             raise ValueError(
                 f"validation.best=disagreement: sampler.sampler={sampler} never sees both halves at once; choose "

@@ -11,10 +11,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .record import Job
+from .results import make_folder
 
 CLAIMS_FOLDER = ".claims"
 WAIT = 2.0
 """Seconds until claims of other processes are looked at again."""
+TRIES = 100
+"""How often the folder of claims is made again: at most once for each process that ends just then."""
 
 
 @contextmanager
@@ -23,15 +26,21 @@ def claims(jobs: Sequence[Job], size: int, folder: Path) -> Iterator[Iterator[li
 
     A claim is a locked file in `folder`, which ends with its process, however that ends. It holds until the next batch
     is asked for. A process waits for what others are at, and takes it over if they end without a result.
+
+    The folder is made, and goes at the end if nothing is in it.
+
+    Raises:
+        ValueError: if the folder cannot be made or written to.
     """
+    make_folder(folder)
     batches = _batches(jobs, size, folder / CLAIMS_FOLDER)
     try:
         yield batches
     finally:
         batches.close()
-        with suppress(OSError):  # another process has claims there, or something was made
-            (folder / CLAIMS_FOLDER).rmdir()
-            folder.rmdir()
+        for made in (folder / CLAIMS_FOLDER, folder):
+            with suppress(OSError):  # another process has claims there, or something is there
+                made.rmdir()
 
 
 def _batches(jobs: Sequence[Job], size: int, folder: Path) -> Generator[list[Job], None, None]:
@@ -56,7 +65,7 @@ def _batches(jobs: Sequence[Job], size: int, folder: Path) -> Generator[list[Job
 def _claim(job: Job, folder: Path, locks: ExitStack) -> bool:
     path = folder / f"{job.pair.id}.lock"
     lock = FileLock(path)
-    while True:
+    for _ in range(TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
@@ -71,6 +80,7 @@ def _claim(job: Job, folder: Path, locks: ExitStack) -> bool:
         # Whoever opened the file before it goes finds the job done.
         locks.callback(path.unlink, missing_ok=True)
         return True
+    raise ValueError(f"{folder}: is gone whenever it was made, so nothing can be written there; choose another output.")
 
 
 def _alike(job: Job, other: Job) -> bool:

@@ -40,7 +40,7 @@ def recipe_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, Any]:
             "patches_sha256": [patch_sha256(folder) for folder, _ in patches_of(config)],
             "scales": [scale for _, scale in patches_of(config)],
             "precision": precision_of(config),
-            "device": config.device or device_of(config).type,
+            "device": device_of(config).type,
             "low_memory": config.low_memory,
             "decode_chunk_size": config.decode_chunk_size,
             **optional(config),

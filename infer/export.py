@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..trf.adapters import lora_layers
 from ..trf.base import empty_unet, load_component
-from ..trf.patch import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PatchCard, adapters_of, load_patch, read_card
+from ..trf.patch import WEIGHTS_FILE, PatchCard, adapters_of, load_patch, read_card
 from ..trf.replace import replacing
 from .record import on_its_model
 
@@ -38,6 +38,8 @@ TOLERANCE = 1e-6
 
 CARD_KEY = "trfpp_card"
 """Where the card lies in the metadata of an exported safetensors file, as JSON."""
+CARD_BESIDE = f"{CARD_KEY}.json"
+"""The card in an exported UNet's folder, whose weights diffusers writes."""
 
 
 class LowRank(NamedTuple):
@@ -97,8 +99,8 @@ def export(config: ExportConfig) -> Path:
 
     Raises:
         FileNotFoundError: if there is no patch.
-        ValueError: if the patch does not fit the model, the output is taken or of the wrong kind, or what was written
-            is not the patch; nothing is left at the output then.
+        ValueError: if the patch does not fit the model, the output is of the wrong kind or taken by anything but an
+            earlier export that is to be replaced, or what was written is not the patch; nothing is left there then.
     """
     config = on_its_model(config, [config.patch])
     _check_output(config)
@@ -125,10 +127,22 @@ def _check_output(config: ExportConfig) -> None:
         return
     if not config.overwrite:
         raise ValueError(f"{shown} exists; choose another, or replace it with overwrite=true.")
-    marks = (CONFIG_FILE, f"forward/{CONFIG_FILE}", "config.json")
-    exported = output.is_file() or any((output / name).is_file() for name in marks)
-    if not exported or (output / CARD_FILE).exists():
-        raise ValueError(f"{shown} is no earlier export, so it is not replaced; choose another.")
+    if not _is_export(output):
+        raise ValueError(f"{shown} is no earlier export (no card is in it), so it is not replaced; choose another.")
+
+
+def _is_export(output: Path) -> bool:
+    """Whether the card that every export holds is there."""
+    weights = output, output / WEIGHTS_FILE, output / "forward" / WEIGHTS_FILE
+    return (output / CARD_BESIDE).is_file() or any(map(_holds_card, filter(Path.is_file, weights)))
+
+
+def _holds_card(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as tensors:
+            return CARD_KEY in (tensors.metadata() or {})
+    except SafetensorError:
+        return False
 
 
 def _parts(config: ExportConfig, card: PatchCard) -> dict[str, str]:
@@ -284,6 +298,7 @@ def _write_merged(folder: Path, job: _Job) -> None:
     for key, low_rank in trained.items():
         weights[key].copy_(base[key].double() + job.scale * low_rank.update())
     unet.save_pretrained(folder)
+    (folder / CARD_BESIDE).write_text(job.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     check_merged(folder, {**weights, **base}, adapter.updates, job.scale, adapter.folder)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,18 @@ from ..trf.settings import SamplerSettings
 from ..trf.through import Course, check_settings, course_of, told_fps
 from .models import load_pipeline, outline_of
 from .pair_settings import settings_of
-from .record import RECORD_FILE, device_of, differences, dtype_name, on_its_model, patch_sha256, recipe, versions
-from .results import finite_frames, write_into
+from .record import (
+    RECORD_FILE,
+    device_of,
+    differences,
+    dtype_name,
+    on_its_model,
+    patch_sha256,
+    read_record,
+    recipe,
+    versions,
+)
+from .results import finite_frames, make_folder, write_into
 
 if TYPE_CHECKING:
     from ..configs.schema import FilmConfig
@@ -30,8 +39,8 @@ def film(config: FilmConfig) -> bool:
 
     Raises:
         FileNotFoundError: if a patch folder is no patch.
-        ValueError: if a keyframe cannot be read, a patch does not fit, a setting cannot work, or something else than a
-            film is at the output.
+        ValueError: if a keyframe cannot be read, a patch does not fit, a setting cannot work, the output cannot be
+            written to, something else than a film is there, or its record is broken.
     """
     config = on_its_model(config, config.patches)
     outline = outline_of(config)
@@ -40,16 +49,18 @@ def film(config: FilmConfig) -> bool:
     made_with = recipe(config, images, settings, config.seed, [patch_sha256(folder) for folder in config.patches])
     made_with["config"] |= {"times": list(course.times), "closed": course.closed, "frames": course.frames}
     there = _is_film(config.output)
-    if config.output.exists() and any(config.output.iterdir()) and not there:
+    # What is hidden may be left of a film whose process was killed, and stays if not.
+    others = config.output.iterdir() if config.output.is_dir() and not there else ()
+    if any(not other.name.startswith(".") for other in others):
         raise ValueError(f"output={str(config.output)!r}: something else than a film is there; choose another folder.")
     if there and not config.overwrite:
-        others = differences(config.output, made_with)
-        print(f"kept {config.output}" + (f", though made with another {', '.join(others)}" if others else ""))
+        changed = differences(config.output, made_with)
+        print(f"kept {config.output}" + (f", though made with another {', '.join(changed)}" if changed else ""))
         return False
     size = (settings.height, settings.width, config.fit)
     keyframes = [fit_image(load_image(path), *size) for path in config.keyframes]
 
-    config.output.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made is better known before hours
+    make_folder(config.output)  # now: that it cannot be is better known before hours
     began = time.perf_counter()
     pipe = load_pipeline(config)
     pipe.set_progress_bar_config(desc="film", disable=None)
@@ -108,11 +119,10 @@ def _decided(config: FilmConfig, outline: TimeReversalFusionPipeline) -> tuple[S
     settings, sources = settings_of(config, outline)
     outline.latent_shape(settings, 1)
     outline.check_windows()
-    check_settings(settings)
+    check_settings(settings, closed=config.closed)
     course = course_of(len(config.keyframes), config.times, config.frames, closed=config.closed)
     return settings, sources, course
 
 
 def _is_film(folder: Path) -> bool:
-    file = folder / RECORD_FILE
-    return file.is_file() and "keyframes" in json.loads(file.read_text(encoding="utf-8")).get("config", {})
+    return (folder / RECORD_FILE).is_file() and "keyframes" in read_record(folder)["config"]

@@ -72,7 +72,8 @@ def generate(config: InferConfig) -> list[Path]:
 
     Raises:
         FileNotFoundError: if a patch folder is no patch.
-        ValueError: if a patch does not fit or a setting cannot work.
+        ValueError: if a patch does not fit, a setting cannot work, a record that is there is broken, or the output
+            cannot be written to.
         PairsFailed: at the end, if some pairs could not be generated, with their reasons.
     """
     config = on_its_model(config, config.patches)
@@ -99,9 +100,12 @@ def generate(config: InferConfig) -> list[Path]:
             print(f"kept    {job.folder}, though made with another {', '.join(others)}; see overwrite=true")
     todo, made, failed_before = [job for job in jobs if not job.done], 0, len(failures)
     if todo:
-        pipe = load_pipeline(config)
-        bar = tqdm(total=len(todo), desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None)
-        with bar, claims(todo, config.batch, config.output) as batches:
+        # Claims first: that the output cannot be written to is better known before the weights are loaded.
+        with (
+            claims(todo, config.batch, config.output) as batches,
+            tqdm(total=len(todo), desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None) as bar,
+        ):
+            pipe = load_pipeline(config)
             for batch in batches:
                 for job in batch:
                     if found := _from(job, "measured"):
@@ -109,7 +113,7 @@ def generate(config: InferConfig) -> list[Path]:
                 for job, failure in _generate_together(pipe, config, batch, patches_sha256):
                     made += failure is None
                     if failure is not None:
-                        failures[job.pair.id] = str(failure)
+                        failures[job.pair.id] = failure
                         tqdm.write(f"failed  {job.pair.id}")
                 settled = sum(job.made_since for job in todo) + len(failures) - failed_before  # by all processes
                 bar.update(settled - bar.n)
@@ -198,11 +202,12 @@ def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline, pairs: Sequence
 
 def _generate_together(
     pipe: TimeReversalFusionPipeline, config: InferConfig, batch: Sequence[Job], patches_sha256: list[Digest]
-) -> Iterator[tuple[Job, ValueError | None]]:
+) -> Iterator[tuple[Job, str | None]]:
     """Generate a batch in one call and write each job's result; gives every job, and why it failed if it did."""
     began = time.perf_counter()
     first = batch[0].settings
     size = (first.height, first.width, config.fit)
+    failure = None
     pipe.set_progress_bar_config(desc=batch[0].pair.id if len(batch) == 1 else f"{len(batch)} pairs", leave=False)
     try:
         result = pipe(
@@ -219,11 +224,18 @@ def _generate_together(
             output_type="np",
         )
     except ValueError as error:
-        if len(batch) == 1:
-            yield batch[0], error
-            return
-        for job in batch:  # one of them cannot be made
+        failure = str(error)
+    except torch.OutOfMemoryError:
+        failure = (
+            f"{first.num_frames} frames of {first.height}x{first.width} are too many for the device's memory; try "
+            "low_memory=true, offload=true, a smaller decode_chunk_size, or a decode_tile_size."
+        )
+    if failure is not None and len(batch) > 1:  # one of them cannot be made, or not all at once
+        for job in batch:  # not while the error is handled, which holds on to the memory of the call
             yield from _generate_together(pipe, config, [job], patches_sha256)
+        return
+    if failure is not None:
+        yield batch[0], failure
         return
     seconds = (time.perf_counter() - began) / len(batch)
     for job, video in zip(batch, result.frames):
@@ -241,7 +253,7 @@ def _generate_together(
         try:
             frames = finite_frames(video, config)
         except ValueError as error:
-            yield job, error
+            yield job, str(error)
             continue
         write_result(job.folder, frames, job.settings.fps, record, save_frames=config.save_frames)
         yield job, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from ..trf.adapters import check_fusable
 from ..trf.base import empty_unet, load_config
 from ..trf.compiling import compile_blocks
 from ..trf.pipeline import TimeReversalFusionPipeline
+from ..trf.two_unets import BACKWARD_FOLDER
 from .record import DTYPES, device_of, patches_of, precision_of
 
 if TYPE_CHECKING:
@@ -45,7 +47,14 @@ def load_pipeline(config: SamplingConfig) -> TimeReversalFusionPipeline:
 
 
 def outline_of(config: SamplingConfig) -> TimeReversalFusionPipeline:
-    """The pipeline with patches but without the model's weights: it knows settings, and whether patches fit."""
+    """The pipeline with patches but without the model's weights: it knows settings, and whether patches fit.
+
+    Raises:
+        FileNotFoundError: if a patch folder is no patch.
+        ValueError: if a patch does not fit or cannot be fused.
+    """
+    if config.patches and (Path(config.model).expanduser() / BACKWARD_FOLDER).is_dir():
+        raise ValueError(f"{config.model}: has a UNet for either direction, and patches are for models with one.")
     vae_config = load_config(config.model, "vae", revision=config.revision)
     with torch.device("meta"):
         vae = AutoencoderKLTemporalDecoder.from_config(vae_config)

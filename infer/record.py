@@ -67,6 +67,25 @@ def written_at(folder: Path) -> int | None:
     return record.stat().st_mtime_ns if record.is_file() else None
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """A result's record.
+
+    Raises:
+        ValueError: if it is broken.
+    """
+    file = folder / RECORD_FILE
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        record = {}
+    match record:
+        case {"config": {"sampler": dict()}, "sha256": dict()}:
+            return record
+    raise ValueError(
+        f"{file}: the record is broken, so nothing says what made this result; move {folder} away to make it again."
+    )
+
+
 def on_its_model(config: C, patches: Sequence[Path]) -> C:
     """The settings with the model said: as asked, else that of the first patch, files and all."""
     if config.model:
@@ -135,7 +154,7 @@ def recipe(
             "fit": config.fit,
             "seed": seed,
             "precision": precision_of(config),
-            "device": config.device or device_of(config).type,  # which of several alike decides nothing
+            "device": device_of(config).type,  # which of several alike decides nothing
             "low_memory": config.low_memory,
             "decode_chunk_size": config.decode_chunk_size,
             **optional(config),
@@ -149,8 +168,12 @@ def _each(files: Path | Sequence[Path], say: Callable[[Path], str]) -> str | lis
 
 
 def differences(folder: Path, made_with: Mapping[str, Any]) -> list[str]:
-    """Names of what a result that is there was made with differently."""
-    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    """Names of what a result that is there was made with differently.
+
+    Raises:
+        ValueError: if its record is broken.
+    """
+    record = read_record(folder)
     record["config"]["sampler"] = as_recorded() | record["config"]["sampler"]
     now, then = dict(_flat(made_with)), dict(_flat({key: record[key] for key in made_with}))
     return sorted(key.removeprefix("config.") for key in {*now, *then} if now.get(key) != then.get(key))

@@ -6,7 +6,9 @@ Such a folder holds `video.mp4`, `frames/00000.png`, ... and `generation.json`.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,22 @@ from .record import RECORD_FILE, precision_of
 
 if TYPE_CHECKING:
     from ..configs.schema import SamplingConfig
+
+
+def make_folder(output: Path) -> None:
+    """Make the folder that results go to.
+
+    Raises:
+        ValueError: if it cannot be made or nothing can be written into it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output={str(output)!r}: no results can be written there ({error.strerror}); choose another folder."
+        ) from None
 
 
 def finite_frames(video: np.ndarray, config: SamplingConfig) -> np.ndarray:
@@ -42,13 +60,16 @@ def write_result(folder: Path, frames: np.ndarray, fps: float, record: Mapping[s
 
 
 def write_into(folder: Path, frames: np.ndarray, fps: float, record: Mapping[str, Any], *, save_frames: bool) -> None:
-    """Write a result into a folder that is there, each file whole, the record last: with it the result is complete."""
-    (folder / RECORD_FILE).unlink(missing_ok=True)
-    remove(folder / "frames")
-    with replacing(folder / "video.mp4") as beside:
-        write_video(beside, frames, fps)
-    if save_frames:
-        with replacing(folder / "frames") as beside:
-            write_frames(beside, frames)
-    with replacing(folder / RECORD_FILE) as beside:
-        beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    """Write a result into a folder that is there.
+
+    Until all of it is written, what was there stays. The record comes last: with it the result is complete.
+    """
+    with ExitStack() as parts:  # which take their places in the reverse order
+        told = parts.enter_context(replacing(folder / RECORD_FILE))
+        told.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if save_frames:
+            write_frames(parts.enter_context(replacing(folder / "frames")), frames)
+        write_video(parts.enter_context(replacing(folder / "video.mp4")), frames, fps)
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        if not save_frames:
+            remove(folder / "frames")

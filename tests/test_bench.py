@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trfpp.bench import keyframes, svd_xt
+from trfpp.bench import keyframes, sample, svd_xt
 from trfpp.bench.ways import OURS, PUBLIC, Case, prepare, train
 
 
@@ -19,6 +19,13 @@ def test_both_ways_have_the_same_losses(tmp_path):
     assert len(set(ours.losses)) == 4
     assert ours.flops < public.flops
     assert ours.conditioning == 0 < public.conditioning
+
+
+def test_the_releases_way_has_a_pass_for_each_direction(tiny_model):
+    release, ours = (sample.run(str(tiny_model), way, "trf", 2) for way in (sample.RELEASE, sample.OURS))
+    assert release.calls == ours.calls == release.forwards == 2 * ours.forwards
+    assert (len(release.load), len(ours.load)) == (sample.PAIRS, 1)
+    assert 0 < ours.outside < 1
 
 
 def test_the_full_size_is_svd_xts():

@@ -63,9 +63,10 @@ def inject(unet: Any, *, seed: int = 0, name: str = "default", **adapter: Any) -
     unet.requires_grad_(False)
     try:
         with torch.random.fork_rng(devices=[]), _second_adapter_wanted():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: `torch.manual_seed` moves the GPU's too
             inject_adapter_in_model(config, unet, name)
     except (TypeError, ValueError) as error:  # PEFT's ways to say that a kind does not know a module's type
+        _take_out(unet, name)
         raise ValueError(f"targets={adapter['targets']!r}: not for this kind of adapter: {error}") from None
     cast_adapter_dtype(unet, name)
     unet.train(unet.training)  # new modules start in training mode, whatever the model is in
@@ -118,18 +119,25 @@ def add_adapter(unet: Any, config: Any, state: Mapping[str, Tensor], name: str) 
     """
     from peft.functional import cast_adapter_dtype, inject_adapter_in_model
 
+    kinds = {str(own.peft_type.value) for own in getattr(unet, "peft_config", {}).values()}
+    if kinds - {config.peft_type.value}:  # PEFT would put one's layers around the other's
+        raise ValueError(
+            f"adapters of kind {config.peft_type.value} cannot lie beside those of kind {kinds.pop()}; load one."
+        )
     scales = active_scales(unet)
     # PEFT freezes the base. That alone lets PyTorch choose other kernels, so a frozen base rounds differently: undo it.
     grads = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
     # The stream is kept since the initial weights are overwritten.
-    with torch.random.fork_rng(devices=[]), _second_adapter_wanted():
-        inject_adapter_in_model(config, unet, name)
-    cast_adapter_dtype(unet, name)
-    unet.train(unet.training)  # new modules start in training mode, where dropout is on
     try:
+        with torch.random.fork_rng(devices=[]), _second_adapter_wanted():
+            inject_adapter_in_model(config, unet, name)
+        cast_adapter_dtype(unet, name)
+        unet.train(unet.training)  # new modules start in training mode, where dropout is on
         load_adapter(unet, state, name)
-    except ValueError:
-        remove_adapters(unet, [name])
+    except BaseException:
+        _take_out(unet, name)
+        if scales:
+            set_scales(unet, scales)
         raise
     finally:
         for parameter, flag in grads:
@@ -172,6 +180,11 @@ def lora_layers(unet: Any) -> Iterator[tuple[str, Any]]:
     for name, module in unet.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield name, module
+
+
+def is_plain(layer: Any, name: str) -> bool:
+    """Whether an adapter adds `B A x` to the output of a layer of `lora_layers` and nothing else."""
+    return name in getattr(layer, "lora_A", {}) and name not in layer.lora_variant and not layer.lora_bias.get(name)
 
 
 def adapter_names(unet: Any) -> list[str]:
@@ -264,6 +277,8 @@ def check_fusable(unet: Any) -> None:
     """
     if not active_scales(unet):
         raise ValueError("no active patch to fuse; load one first.")
+    if any(parameter.is_meta for _, layer in lora_layers(unet) for parameter in layer.get_base_layer().parameters()):
+        raise ValueError("fuse patches before enable_sequential_cpu_offload(): the UNet's weights are away now.")
     if uneven := uneven_scales(unet):
         shown = ", ".join(f"{name} ({f:g} forward, {b:g} backward)" for name, (f, b) in uneven.items())
         raise ValueError(f"weights serve both halves alike, so what acts differently on them cannot be fused: {shown}.")
@@ -295,17 +310,22 @@ def remove_adapters(unet: Any, names: Iterable[str] | None = None) -> None:
     going = list(adapter_names(unet) if names is None else names)
     staying = {name: scale for name, scale in active_scales(unet).items() if name not in going}
     _check_free(unet, going)
+    for name in going:
+        _take_out(unet, name)
+    if adapter_names(unet):
+        set_scales(unet, staying)
+    elif hasattr(unet, "uneven_scales"):
+        del unet.uneven_scales
+
+
+def _take_out(unet: Any, name: str) -> None:
+    """Take an adapter out of all layers that have it, be they all or, after an error, some."""
     for path, layer in list(lora_layers(unet)):
-        for name in going:
-            layer.delete_adapter(name)
+        layer.delete_adapter(name)
         if not layer.scaling:
             parent, _, child = path.rpartition(".")
             setattr(unet.get_submodule(parent), child, layer.get_base_layer())
-    for name in going:
-        del unet.peft_config[name]
-    if not adapter_names(unet):
-        for attribute in ("peft_config", "uneven_scales"):
-            if hasattr(unet, attribute):
-                delattr(unet, attribute)
-    else:
-        set_scales(unet, staying)
+    configs = getattr(unet, "peft_config", {})
+    configs.pop(name, None)
+    if not configs and hasattr(unet, "peft_config"):
+        del unet.peft_config

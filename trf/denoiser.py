@@ -17,7 +17,7 @@ from torch import Tensor
 from .adapters import at_factor
 from .attention import rotated_attention
 from .edm import denoised, preconditioning
-from .frames import on_frames
+from .frame_factors import on_frames
 from .fusion import disagreement, frame_guidance, guide, reverse_time
 from .halves import on_halves
 from .samplers import Estimate

@@ -10,7 +10,7 @@ import torch
 from .attention import one_token_attention
 from .images import Images, count_pairs
 from .output import OUTPUT_TYPES, TimeReversalFusionOutput
-from .settings import resolve
+from .settings import check_counts, resolve
 from .strategies import STRATEGIES, warn_of_what_is_left_out
 from .through import FilmSampler, check_settings, course_of
 
@@ -53,13 +53,14 @@ class FilmsMixin:
         Raises:
             ValueError: for keyframes, times or settings that cannot work.
         """
+        check_counts(decode_chunk_size=decode_chunk_size)
         course = course_of(len(keyframes), times, film_frames, closed=closed)
         if any(count_pairs(keyframe, keyframe) != 1 for keyframe in keyframes):
             raise ValueError("a keyframe holds several images: give a list of single ones.")
         resolved, sources = resolve(settings, self.recommended, self.native)
         self.latent_shape(resolved, 1)
-        check_settings(resolved)
-        self.check_points(resolved)
+        check_settings(resolved, closed=closed)
+        self.check_patches(resolved)
         self.check_windows()
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")

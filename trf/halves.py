@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from .adapters import lora_layers, uneven_scales
+from .adapters import is_plain, lora_layers, uneven_scales
 from .two_unets import TwoUNets
 
 
@@ -23,8 +24,11 @@ def on_halves(unet: Any, forward: int, backward: int) -> Iterator[None]:
     """Let each adapter act on every row at the scale it has for that row's direction, inside the block.
 
     The block holds the UNet's call and, in training, the backward pass too: gradient checkpointing computes layers
-    again there. Outside of such a block an adapter with a pair of scales acts on every row at scale 1. Adapters whose
-    scale is the same for both halves cost nothing here. Of two UNets, each gets the rows of its direction.
+    again there. Outside of such a block an adapter with a pair of scales acts on every row at scale 1. Of two UNets,
+    each gets the rows of its direction.
+
+    Without gradients, what plain adapters make is added in place and in the base's precision: in float32, as PEFT does
+    it, the widest layers of SVD in half precision would take several times the memory of the model without patches.
 
     Args:
         unet: a `UNetSpatioTemporalConditionModel`, or `TwoUNets`.
@@ -38,19 +42,22 @@ def on_halves(unet: Any, forward: int, backward: int) -> Iterator[None]:
         if isinstance(unet, TwoUNets):
             undo.enter_context(unet.rows(forward, backward))
         uneven, rows = uneven_scales(unet), (forward, backward)
-        if any(pair[way] != 1 for pair in uneven.values() for way in (0, 1) if rows[way]):
+        if all(pair[way] == 1 for pair in uneven.values() for way in (0, 1) if rows[way]):
+            uneven = {}
+        if uneven:
             _check_whole_batches(unet)
-            for _, layer in lora_layers(unet):
-                if own := {name: pair for name, pair in uneven.items() if name in layer.scaling}:
-                    layer.forward = _in_parts(layer, own, rows)
-                    undo.callback(delattr, layer, "forward")
+        for _, layer in lora_layers(unet):
+            own = {name: pair for name, pair in uneven.items() if name in layer.scaling}
+            if own or _is_wider(layer):
+                layer.forward = _in_parts(layer, own, rows)
+                undo.callback(delattr, layer, "forward")
         yield
 
 
 def _in_parts(layer: Any, pairs: Mapping[str, tuple[float, float]], rows: tuple[int, int]) -> Callable[..., Tensor]:
     """The forward pass of a layer, some of whose adapters have a scale each for the rows of either direction."""
     ways = [way for way in (0, 1) if rows[way]]
-    names = [name for name in layer.active_adapters if name in layer.scaling]
+    names = _active(layer)
     whole = layer.forward
 
     def updated(x: Tensor, base: Tensor, way: int) -> Tensor:
@@ -60,15 +67,17 @@ def _in_parts(layer: Any, pairs: Mapping[str, tuple[float, float]], rows: tuple[
             scale = layer.scaling[name] * pairs.get(name, (1, 1))[way]
             if scale:
                 first, second, dropout = (part[name] for part in (layer.lora_A, layer.lora_B, layer.lora_dropout))
-                result = result + second(first(dropout(x.to(first.weight.dtype))) * scale)
+                result = _plus(result, second, first(dropout(x.to(first.weight.dtype))) * scale)
         return result.to(base.dtype)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         sizes = [len(x) // sum(rows) * rows[way] for way in ways]
         parts = x.split(sizes)
-        if all(_is_plain(layer, name) for name in names):
-            bases = layer.base_layer(x, *args, **kwargs).split(sizes)
-            results = [updated(*one) for one in zip(parts, bases, ways)]
+        if all(is_plain(layer, name) for name in names):
+            base = layer.base_layer(x, *args, **kwargs)
+            results = [updated(*one) for one in zip(parts, base.split(sizes), ways)]
+            if not torch.is_grad_enabled():
+                return base  # which they were added to
         else:
             results = []
             for part, way in zip(parts, ways):
@@ -79,9 +88,30 @@ def _in_parts(layer: Any, pairs: Mapping[str, tuple[float, float]], rows: tuple[
     return forward
 
 
-def _is_plain(layer: Any, name: str) -> bool:
-    """Whether an adapter adds `B A x` to the layer's output and nothing else."""
-    return name in getattr(layer, "lora_A", {}) and name not in layer.lora_variant and not layer.lora_bias.get(name)
+def _plus(base: Tensor, second: Any, low: Tensor) -> Tensor:
+    """What a plain adapter's second matrix makes of `low` added to the base's output; in place without gradients."""
+    if torch.is_grad_enabled():
+        return base + second(low)
+    low, weight = low.to(base.dtype), second.weight.to(base.dtype)
+    if isinstance(second, nn.Linear):
+        base.view(-1, base.shape[-1]).addmm_(low.flatten(0, -2), weight.T)
+        return base
+    return base.add_(functional_call(second, {"weight": weight}, low))
+
+
+def _active(layer: Any) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.scaling]
+
+
+def _is_wider(layer: Any) -> bool:
+    """Whether plain adapters would widen the output of a layer in half precision, and no gradient needs them to."""
+    names = _active(layer)
+    return (
+        not torch.is_grad_enabled()
+        and bool(names)
+        and layer.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16)
+        and all(is_plain(layer, name) for name in names)
+    )
 
 
 @contextmanager

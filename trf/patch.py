@@ -289,9 +289,6 @@ def load_patch(unet: Any, folder: str | Path, name: str = "default", scale: Scal
         FileNotFoundError: if the folder is no patch.
         ValueError: if the patch does not fit the UNet, matches nothing, or the name is taken.
     """
-    from peft import PeftConfig
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     card = read_card(folder)
     check_fit(card, unet.config, folder)
@@ -300,16 +297,36 @@ def load_patch(unet: Any, folder: str | Path, name: str = "default", scale: Scal
     if name in {adapter.partition("/")[0] for adapter in adapter_names(unet)}:
         raise ValueError(f"a patch named {name!r} is loaded already; unload it or choose another name.")
     scales = {**active_scales(unet), **adapter_scales(card.direction, name, scale)}
-    states = {part: load_file(folder / part / WEIGHTS_FILE) for part in adapters_of(card.direction)}
+    saved = {part: _read_adapter(folder / part) for part in adapters_of(card.direction)}
     try:
         for part, adapter in adapters_of(card.direction, name).items():
-            config = PeftConfig.from_pretrained(str(folder / part))
             try:
-                add_adapter(unet, config, states[part], adapter)
+                add_adapter(unet, *saved[part], adapter)
             except ValueError as error:
                 raise ValueError(f"{folder / part}: {error}") from None
+            except TypeError as error:
+                raise ValueError(f"{folder / part / CONFIG_FILE}: no adapter can be made of it: {error}") from None
         set_scales(unet, scales)
-    except ValueError:
+    except BaseException:
         remove_adapters(unet, set(adapters_of(card.direction, name).values()) & set(adapter_names(unet)))
         raise
     return card
+
+
+def _read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """An adapter's configuration and weights, as they lie in a patch folder."""
+    from peft import PeftConfig
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE}: not whole, fetch or copy it again: {error}") from None
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: not a configuration that PEFT can read: {error}") from None
+    if config.peft_type is None:
+        raise ValueError(f"{folder / CONFIG_FILE}: says no peft_type, so it is no adapter's.")
+    return config, state

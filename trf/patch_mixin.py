@@ -9,8 +9,10 @@ from typing import Any
 
 from . import adapters
 from .adapters import Scale
+from .compiling import is_compiled
 from .patch import Calibration, PatchCard, adapter_scales, adapters_of, load_patch
 from .settings import SamplerSettings
+from .two_unets import TwoUNets
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class PatchesMixin:
             ValueError: if it does not fit the model, with what differs, or the name is taken.
         """
         name = (name or Path(path).resolve().name).replace(".", "_")
+        if isinstance(self.unet, TwoUNets):
+            raise ValueError("this model has a UNet for either direction, and patches are for models with one.")
         if any(parameter.is_meta for parameter in self.unet.parameters()):
             raise ValueError("load patches before enable_sequential_cpu_offload(): the UNet's weights are away now.")
         if adapters.is_fused(self.unet):
@@ -89,13 +93,25 @@ class PatchesMixin:
         """Undo `fuse_patches`, up to rounding: that of the base's precision, which in half precision shows."""
         adapters.unfuse(self.unet)
 
-    def check_points(self, settings: SamplerSettings) -> None:
-        """Whether `patch_schedule` and `patch_frames` can be followed; without an active patch they have no effect.
+    def check_patches(self, settings: SamplerSettings) -> None:
+        """Whether the active patches work here, and can follow `patch_schedule` and `patch_frames`.
 
         Raises:
-            ValueError: while patches are fused.
+            ValueError: while patches are to change and are fused or compiled, or while weights are away that other
+                patches than plain LoRAs act on.
         """
+        if any(parameter.is_meta for parameter in self.unet.parameters()) and not all(
+            adapters.is_plain(layer, name)
+            for _, layer in adapters.lora_layers(self.unet)
+            for name in layer.active_adapters
+        ):
+            raise ValueError(
+                "enable_sequential_cpu_offload() takes the weights away that a DoRA, LoHa or LoKr patch acts on; use "
+                "enable_model_cpu_offload()."
+            )
         for name in settings.patch_points:
+            if is_compiled(self.unet):
+                raise ValueError(f"patches are compiled as they are, which no {name} can change; leave one out.")
             if adapters.is_fused(self.unet):
                 raise ValueError(f"patches are fused into the weights, which no {name} can change; unfuse them.")
             if not self.patch_scales:

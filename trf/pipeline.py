@@ -24,13 +24,13 @@ from .conditioning import micro_conditioning
 from .denoiser import BoundedDenoiser, Condition, Guidance
 from .draws import Generators, noise_source, unit_noise
 from .film_mixin import FilmsMixin
-from .frames import factors_over
+from .frame_factors import factors_over
 from .images import Images, count_pairs
 from .output import OUTPUT_TYPES, TimeReversalFusionOutput
 from .patch_mixin import PatchesMixin
 from .samplers import Bounds, anchored, sample
 from .schedule import WAYS, Iteration, count, unet_calls
-from .settings import SamplerSettings, resolve
+from .settings import SamplerSettings, check_counts, resolve
 from .strategies import STRATEGIES, warn_of_what_is_left_out
 from .two_unets import BACKWARD_FOLDER, TwoUNets
 
@@ -161,6 +161,8 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             ValueError: for bounds, settings or noise that cannot work.
         """
         # 1. Settings and checks
+        check_counts(num_videos_per_prompt=num_videos_per_prompt, decode_chunk_size=decode_chunk_size)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         num_pairs = count_pairs(start_image, end_image)
         told = dict(
             height=height, width=width, num_frames=num_frames, num_inference_steps=num_inference_steps,
@@ -193,7 +195,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
-        self.check_points(settings)
+        self.check_patches(settings)
         strategy = STRATEGIES[settings.sampler]
         plan = strategy.plan(settings)
         one_way = any(len(WAYS[iteration.kind]) == 1 for iteration in plan)

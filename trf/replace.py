@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +24,14 @@ def replacing(path: Path) -> Iterator[Path]:
     is moved aside first and removed last, so that a whole one is there at any time but for the instant of two renames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: writers choose the format by it.
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    old = path.with_name(f".{path.stem}.{os.getpid()}.old{path.suffix}")
-    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.*{glob.escape(path.suffix)}"):
-        owner = leftover.name.removeprefix(f".{path.stem}.").split(".")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            remove(leftover)  # of a process that was killed
+    # Several hosts may share the folder, and each knows its own processes only. The suffix stays: writers choose the
+    # format by it.
+    host = f".{path.stem}.{socket.gethostname()}."
+    beside, old = (path.with_name(f"{host}{os.getpid()}.{kind}{path.suffix}") for kind in ("tmp", "old"))
+    ours = re.compile(rf"{re.escape(host)}(\d+)\.(tmp|old){re.escape(path.suffix)}")
+    for other in path.parent.iterdir():
+        if (name := ours.fullmatch(other.name)) and not psutil.pid_exists(int(name[1])):
+            remove(other)  # of a process that was killed
     remove(beside)
     try:
         yield beside

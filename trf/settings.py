@@ -6,8 +6,11 @@ use, else from the defaults, which are those of TRF's release.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 SamplerName = Literal["trf", "trf++", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"]
@@ -84,13 +87,16 @@ class SamplerSettings:
         return [name for name in PATCH_POINTS if getattr(self, name)]
 
     def __post_init__(self) -> None:
+        check_counts(**{one.name: getattr(self, one.name) for one in fields(self) if one.type == "int"})
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.type == "float" and not (isinstance(value, Real) and math.isfinite(value)):
+                hint = "; docs/sampling.md shows how to measure it" if one.name in ("fps", "motion_bucket_id") else ""
+                raise ValueError(f"{one.name}={value!r}: give a number{hint}.")
         if self.num_frames < 2:
             raise ValueError(f"num_frames={self.num_frames}: two bounds need at least 2 frames.")
         if self.sampler not in get_args(SamplerName):
             raise ValueError(f"sampler={self.sampler!r}: choose one of {', '.join(get_args(SamplerName))}.")
-        for name in ("fps", "motion_bucket_id"):
-            if not isinstance(value := getattr(self, name), int | float):
-                raise ValueError(f"{name}={value!r}: give a number; docs/sampling.md shows how to measure it.")
         if self.fps <= 0:
             raise ValueError(f"fps={self.fps}: must be above 0.")
         if self.noise_aug_strength < 0:
@@ -113,6 +119,17 @@ class SamplerSettings:
         object.__setattr__(self, "patch_frames", over_film)
 
 
+def check_counts(**counts: Any) -> None:
+    """Refuse what is no whole number of 1 or more.
+
+    Raises:
+        ValueError: naming the first that is none.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}={value!r}: must be a whole number, 1 or more.")
+
+
 def _points(given: Any) -> tuple[tuple[float, float], ...] | None:
     """Points that rise, as tuples, since JSON has lists; none if they are no such points."""
     try:
@@ -120,7 +137,7 @@ def _points(given: Any) -> tuple[tuple[float, float], ...] | None:
     except (TypeError, ValueError):
         return None
     ats = [at for at, _ in points]
-    return points if ats == sorted({*ats}) else None
+    return points if ats == sorted({*ats}) and all(map(math.isfinite, chain(*points))) else None
 
 
 def as_recorded(settings: SamplerSettings = SamplerSettings()) -> dict[str, Any]:

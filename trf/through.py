@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 from .conditioning import micro_conditioning
 from .denoiser import BoundedDenoiser, Condition, Guidance, WindowedDenoiser
 from .draws import noise_source, unit_noise
-from .frames import factors_over
+from .frame_factors import factors_over
 from .images import Images
 from .samplers import sample
 from .schedule import Way, count, unet_calls
 from .settings import SamplerName, SamplerSettings
 from .strategies import STRATEGIES
-from .windows import Level, Windows, held, levels_of, ramps_of, starts_of, windows_of
+from .windows import Level, Windows, held, levels_of, places_of, ramps_of, starts_of, windows_of
 
 LOWEST_FPS = 1.0
 """The model is told fps - 1, which is not negative."""
@@ -67,6 +68,8 @@ def course_of(keyframes: int, times: Sequence[int], frames: int | None = None, *
     """
     if len(times) != keyframes:
         raise ValueError(f"{len(times)} times for {keyframes} keyframes: give one each.")
+    if not all(isinstance(time, Integral) for time in times):
+        raise ValueError(f"times={list(times)}: must be whole numbers, frames of the film.")
     if keyframes < 2 - closed:
         raise ValueError("a film needs two keyframes or more; a closed one needs one.")
     if times[0] != 0 or any(later <= earlier for earlier, later in pairwise(times)):
@@ -81,8 +84,8 @@ def course_of(keyframes: int, times: Sequence[int], frames: int | None = None, *
     return Course(times=tuple(times), frames=times[-1] + 1 if frames is None else frames, closed=closed)
 
 
-def check_settings(settings: SamplerSettings) -> None:
-    """Refuse settings that no film can be made with.
+def check_settings(settings: SamplerSettings, *, closed: bool) -> None:
+    """Refuse settings that no film, or no closed one, can be made with.
 
     Raises:
         ValueError: saying which.
@@ -91,6 +94,9 @@ def check_settings(settings: SamplerSettings) -> None:
         raise ValueError(f"sampler={settings.sampler!r}: a film through keyframes is made by {', '.join(SAMPLERS)}.")
     if settings.num_frames < 4:
         raise ValueError(f"num_frames={settings.num_frames}: windows of a film need at least 4 frames.")
+    points = settings.patch_frames
+    if closed and points and points[0][1] != points[-1][1]:
+        raise ValueError(f"patch_frames={list(points)}: a closed film ends where it begins; end with the first factor.")
 
 
 def told_fps(settings: SamplerSettings, level: Level) -> float:
@@ -122,20 +128,31 @@ class FilmSampler:
         device = self.pipe._execution_device
         known = torch.cat([self.pipe.encode_clean(image, self.settings, device) for image in keyframes]).unsqueeze(0)
         images, places = list(keyframes), list(range(len(keyframes)))
-        for number, level in enumerate(course.levels(self.settings.num_frames)):
+        levels = course.levels(self.settings.num_frames)
+        for number, (level, over_film) in enumerate(zip(levels, places_of(levels, closed=course.closed))):
             if number:
                 decoded = self.pipe.decode_film(known, self.decode_chunk_size, closed=course.closed)[0]
                 images = list((decoded / 2 + 0.5).clamp(0, 1).unsqueeze(1))
                 for place, keyframe in zip(places, keyframes):
                     images[place] = keyframe
-            known = self._level(images, known, level, device, closed=course.closed)
+            known = self._level(images, known, level, over_film, device, closed=course.closed)
             places = [level.times[place] for place in places]
         return known
 
     def _level(
-        self, images: Sequence[Images], known: Tensor, level: Level, device: torch.device, *, closed: bool
+        self,
+        images: Sequence[Images],
+        known: Tensor,
+        level: Level,
+        places: Tensor,
+        device: torch.device,
+        *,
+        closed: bool,
     ) -> Tensor:
-        """A level's film through images whose clean latents are `known`, `[1, K, C, h, w]`."""
+        """A level's film through images whose clean latents are `known`, `[1, K, C, h, w]`.
+
+        `places` are those of its frames in the whole film, from 0 to 1, `[frames]`.
+        """
         pipe, own = self.pipe, self.settings
         forward, backward, (before, after) = windows_of(level.times, level.frames, own.num_frames, closed=closed)
         both: dict[Way, Windows] = {"forward": forward.to(device), "backward": backward.to(device)}
@@ -154,8 +171,7 @@ class FilmSampler:
         for way, windows in both.items():
             embeddings, latents = zip(*(shown[number] for number in windows.keyframes))
             conditions[way] = Condition(embedding=torch.cat(embeddings), latents=torch.cat(latents))
-        last = level.frames - (not closed)
-        places = {way: ((windows.frames - before) / last).clamp(0, 1) for way, windows in both.items()}
+        inside = {way: (windows.frames - before).clamp(0, level.frames - 1) for way, windows in both.items()}
         fps = told_fps(own, level)
         denoise = BoundedDenoiser(
             unet=pipe.unet,
@@ -165,7 +181,7 @@ class FilmSampler:
             timesteps=timesteps,
             guidance=Guidance.of(own, length, device),
             patch_schedule=own.patch_schedule,
-            patch_frames=factors_over(own.patch_frames, places),
+            patch_frames=factors_over(own.patch_frames, {way: places.to(device)[at] for way, at in inside.items()}),
             rows_per_forward=self.rows_per_forward,
         )
         windowed = WindowedDenoiser(denoise=denoise, windows=both, on_calls=self.on_calls)

@@ -99,6 +99,18 @@ def levels_of(times: Sequence[int], frames: int, length: int, *, closed: bool) -
     ]
 
 
+def places_of(levels: Sequence[Level], *, closed: bool) -> list[Tensor]:
+    """Where in the last film the frames of each film are, `[frames]`: 0 at its first frame, 1 at its last.
+
+    A closed film's 1 is its first frame again.
+    """
+    film = levels[-1].frames
+    places = [torch.arange(film) / (film - (not closed))]
+    for finer in reversed(levels[1:]):  # its keyframes are the frames of the film before
+        places.insert(0, places[0][list(finer.times)])
+    return places
+
+
 def starts_of(times: Sequence[int], frames: int, length: int, *, closed: bool) -> list[int]:
     """Numbers of the keyframes that windows start from: few, but no more than half a window apart where that can be.
 

@@ -168,6 +168,12 @@ def test_an_evaluation_goes_on_where_it_stopped(settings, monkeypatch):
     assert len(rows(config.output)) == 4
 
 
+def test_which_of_several_devices_decides_nothing(settings):
+    evaluate(settings(pairs=1, device="cpu:0"))
+    assert evaluate(settings(pairs=2))["settings"]["device"] == "cpu"
+    assert len(rows(settings().output)) == 2
+
+
 def test_other_settings_need_another_folder(settings, make_patch):
     config = settings(pairs=1)
     evaluate(config)

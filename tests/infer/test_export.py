@@ -3,6 +3,7 @@ whatever is broken or does not fit is refused and leaves nothing behind."""
 
 import json
 import math
+import shutil
 
 import PIL.Image
 import pytest
@@ -243,6 +244,27 @@ def test_a_sum_that_overflows_leaves_nothing(make_patch, tiny_model, tmp_path):
     with pytest.raises(ValueError, match="not the base's with the patch added"):
         write(patch, tmp_path / "results" / "merged", tiny_model, format="merged", scale=100.0)
     assert not list((tmp_path / "results").iterdir())
+
+
+@pytest.mark.parametrize("form", ["peft", "diffusers", "merged"])
+def test_only_an_earlier_export_is_replaced(make_patch, tiny_model, tmp_path, form):
+    patch = make_patch("patch", targets="motion")
+    suffix = ".safetensors" if form == "diffusers" else ""
+    others = tmp_path / f"model{suffix}", tmp_path / f"broken{suffix}"
+    if form == "diffusers":
+        shutil.copy(tiny_model / "unet" / "diffusion_pytorch_model.safetensors", others[0])
+        others[1].write_text("no weights")
+    else:  # a model's UNet, and an adapter as other tools write it
+        shutil.copytree(tiny_model / "unet", others[0])
+        shutil.copytree(patch, others[1], ignore=shutil.ignore_patterns("patch.json"))
+    for other in others:
+        files = {file: file.read_bytes() for file in (other, *other.rglob("*")) if file.is_file()}
+        with pytest.raises(ValueError, match=r"is no earlier export \(no card is in it\), so it is not replaced"):
+            write(patch, other, tiny_model, format=form, overwrite=True)
+        assert {file: file.read_bytes() for file in (other, *other.rglob("*")) if file.is_file()} == files
+    output = write(patch, tmp_path / f"ours{suffix}", tiny_model, format=form)
+    stamp = output.stat().st_mtime_ns
+    assert write(patch, output, tiny_model, format=form, overwrite=True).stat().st_mtime_ns > stamp
 
 
 def test_output_is_kept_unless_overwritten(make_patch, tiny_model, tmp_path, caplog):

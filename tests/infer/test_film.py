@@ -10,8 +10,10 @@ from PIL import Image
 from trfpp.__main__ import main
 from trfpp.configs.load import command_line
 from trfpp.configs.schema import FilmConfig, SamplerOverrides
+from trfpp.infer import results
 from trfpp.infer.film import film, plan
 
+ON_LINUX = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
 SMALL = SamplerOverrides(height=32, width=48, num_frames=6, num_inference_steps=2)
 
 
@@ -83,9 +85,58 @@ def test_something_else_at_the_output_stays(settings):
 
 def test_a_result_of_a_pair_is_no_film_to_replace(settings):
     settings().output.mkdir()
-    (settings().output / "generation.json").write_text('{"config": {"start": "a.png"}}')
+    (settings().output / "generation.json").write_text('{"config": {"start": "a.png", "sampler": {}}, "sha256": {}}')
     with pytest.raises(ValueError, match="something else than a film"):
         film(settings(overwrite=True))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}'])
+def test_a_broken_record_is_said_with_its_name(settings, text):
+    settings().output.mkdir()
+    (settings().output / "generation.json").write_text(text)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"out/generation\.json: the record is broken, .*; move "):
+            film(settings(overwrite=overwrite))
+
+
+@pytest.mark.parametrize("when", ["write_frames", "write_video"])
+def test_an_interrupt_while_a_film_is_written_leaves_no_half(settings, monkeypatch, when):
+    """Of what was there nothing changes, and the same command makes the film."""
+    write = getattr(results, when)
+
+    def interrupted(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    def interrupt(config):
+        with monkeypatch.context() as stopped:
+            stopped.setattr(results, when, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                film(config)
+
+    config = settings()
+    interrupt(config)
+    assert not list(config.output.iterdir())
+    assert film(config)
+    before = {path: path.read_bytes() for path in config.output.rglob("*.*")}
+    interrupt(settings(seed=1, overwrite=True))
+    assert {path: path.read_bytes() for path in config.output.rglob("*.*")} == before
+    assert film(settings(seed=1, overwrite=True, save_frames=False))
+    assert sorted(path.name for path in config.output.iterdir()) == ["generation.json", "video.mp4"]
+
+
+def test_what_a_killed_process_left_hidden_is_nothing_else(settings):
+    settings().output.mkdir()
+    (settings().output / ".video.elsewhere.5.tmp.mp4").write_text("half")
+    assert film(settings())
+
+
+@pytest.mark.parametrize("output", ["letter.txt", pytest.param("/proc/nope", marks=ON_LINUX)])
+def test_an_output_that_cannot_be_written_to_is_said_before_weights_are_loaded(settings, tmp_path, monkeypatch, output):
+    (tmp_path / "letter.txt").write_text("dear")
+    monkeypatch.setattr("trfpp.infer.film.load_pipeline", None)
+    with pytest.raises(ValueError, match=r"output='.*': no results can be written there \(.*\); choose another"):
+        film(settings(output=tmp_path / output))
 
 
 def test_the_folder_one_is_in_can_be_the_output(settings, tmp_path, monkeypatch):

@@ -12,10 +12,12 @@ import threading
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
 from pydantic import ValidationError
@@ -27,8 +29,10 @@ from trfpp.infer import claims, results
 from trfpp.infer import generate as generating
 from trfpp.infer.generate import PairsFailed, generate, plan
 from trfpp.infer.models import load_pipeline
+from trfpp.trf.pipeline import TimeReversalFusionPipeline
 from trfpp.trf.settings import resolve
 
+ON_LINUX = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
 SMALL = SamplerOverrides(height=32, width=48, num_frames=4, num_inference_steps=2)
 
 
@@ -346,6 +350,23 @@ def test_a_result_is_kept_unless_overwritten(settings, capsys):
     assert (folder / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '{"config": {}, "sha256": {}}'])
+def test_a_broken_record_is_said_with_its_name(settings, text):
+    folder = settings().output / "a-b"
+    folder.mkdir(parents=True)
+    (folder / "generation.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a-b/generation\.json: the record is broken, .*; move "):
+        generate(settings())
+    assert generate(settings(overwrite=True)) == [folder]
+
+
+def test_which_of_several_devices_decides_nothing(settings, capsys):
+    (folder,) = generate(settings(device="cpu:0"))
+    assert record(folder)["config"]["device"] == "cpu"
+    generate(settings())
+    assert "another" not in capsys.readouterr().out
+
+
 def test_bad_pairs_are_reported_and_the_rest_goes_on(settings, images, capsys):
     (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:60])
     rows = [
@@ -428,6 +449,26 @@ def test_what_another_process_is_at_is_waited_for_and_taken_over(settings, image
     assert not (config.output / ".claims").exists()
 
 
+@pytest.mark.parametrize(
+    "output", ["letter.txt", pytest.param("/proc/nope", marks=ON_LINUX), pytest.param("/proc/self", marks=ON_LINUX)]
+)
+def test_an_output_that_cannot_be_written_to_is_said_before_weights_are_loaded(settings, tmp_path, monkeypatch, output):
+    (tmp_path / "letter.txt").write_text("dear")
+    monkeypatch.setattr(generating, "load_pipeline", None)
+    with pytest.raises(ValueError, match=r"output='.*': no results can be written there \(.*\); choose another"):
+        generate(settings(output=tmp_path / output))
+
+
+def test_a_folder_of_claims_that_never_stays_ends_the_run(settings, monkeypatch):
+    def gone(self, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(FileLock, "acquire", gone)
+    with pytest.raises(ValueError, match=r"\.claims: is gone whenever it was made"):
+        generate(settings())
+    assert not settings().output.exists()
+
+
 def test_a_bad_pair_of_a_batch_leaves_the_others_alone(settings, images, monkeypatch):
     rows = [{"id": name, "start": "a.png", "end": f"{name}.png"} for name in "bcd"]
     config = settings(manifest=manifest(images, *rows), batch=3)
@@ -444,6 +485,25 @@ def test_a_bad_pair_of_a_batch_leaves_the_others_alone(settings, images, monkeyp
     with pytest.raises(PairsFailed, match=r"1 of 3 pairs failed:\n  c: .*gone"):
         generate(config)
     assert sorted(os.listdir(config.output)) == ["b", "d"]
+
+
+def test_pairs_for_which_memory_is_short_fail_alone(settings, images, monkeypatch):
+    """A batch that is too much is made one by one."""
+    rows = [{"id": name, "start": "a.png", "end": f"{name}.png", "fps": fps} for name, fps in (("b", 5), ("c", 9))]
+    config = settings(manifest=manifest(images, *rows), batch=2)
+    call = TimeReversalFusionPipeline.__call__
+
+    def scarce(self, start, end, **kwargs):
+        if len(start) > 1 or kwargs["fps"] == [9]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return call(self, start, end, **kwargs)
+
+    monkeypatch.setattr(TimeReversalFusionPipeline, "__call__", scarce)
+    with pytest.raises(PairsFailed, match=r"1 of 2 pairs failed:\n  c: 4 frames of 32x48 .* memory; try") as failed:
+        generate(config)
+    for name in ("low_memory", "offload", "decode_chunk_size", "decode_tile_size"):
+        assert name in str(failed.value)
+    assert os.listdir(config.output) == ["b"]
 
 
 def test_a_batch_holds_films_of_one_shape_and_changes_no_result(settings, images):

@@ -113,6 +113,7 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
         ({"lora": {"init": "pissa"}, "start_from": Path("patch")}, "both say where the adapter starts"),
         ({"objective": {"fusion": 0.5}}, "set direction=both"),
         ({"validation": {"best": "loss_fused"}}, "set direction=both"),
+        ({"sampler": {"patch_frames": [(0.0, 1.0)]}, "feed_forward_chunks": 2}, "leave feed_forward_chunks out"),
         ({"validation": {"best": "disagreement"}, "sampler": {"sampler": "vibid"}}, "never sees both halves at once"),
         (
             {"objective": {"rotated_attention": True}, "direction": "both", "sampler": {"sampler": "mpd-par"}},

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
@@ -181,6 +182,41 @@ def test_halves_in_half_precision(tiny_model, rows, make_patch):
         assert live.dtype == torch.bfloat16
         cast = halved(unet.to(torch.bfloat16), rows)
     assert relative(cast.float(), live.float()) < 0.1
+
+
+class Widest(TorchDispatchMode):
+    """Remembers the size of the largest float32 tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("name", ["temporal_transformer_blocks.0.ff.net.0.proj", "spatial_res_block.conv1"])
+@torch.no_grad()
+def test_a_half_precision_layer_keeps_its_width(tiny_model, make_patch, direction, name):
+    """Neither evenly nor unevenly scaled adapters make a float32 tensor as large as the layer's output."""
+    unet = load_component(tiny_model, "unet", dtype=torch.bfloat16).eval()
+    load_patch(unet, make_patch(direction=direction, targets=rf".*{name}", rank=2, size=0.1), "it")
+    layer = next(layer for _, layer in adapters.lora_layers(unet))
+    weight = layer.get_base_layer().weight
+    shape = (2 * TWO, 4, weight.shape[1]) if weight.ndim == 2 else (2 * TWO, weight.shape[1], 6, 6)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    usual = layer(x)  # PEFT's own way, in float32
+    before = layer.get_base_layer()(x)
+    with on_halves(unet, TWO, TWO), Widest() as widest:
+        shown = layer(x)
+    assert shown.dtype == torch.bfloat16
+    assert widest.elements < shown.numel()
+    assert torch.equal(layer.get_base_layer()(x), before)
+    if direction == "forward":
+        assert relative((shown - before).float(), (usual - before).float()) < 0.02
+    assert relative(shown.float(), before.float()) > 0.1
 
 
 def test_weights_cannot_serve_halves_that_differ(unet, rows, make_patch):

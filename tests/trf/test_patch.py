@@ -243,6 +243,53 @@ def test_damaged_weights_are_refused_and_the_model_left_alone(unet, make_patch, 
     assert adapters.adapter_names(unet) == []
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("adapter_model.safetensors", "version https://git-lfs.github.com/spec/v1", "fetch or copy it again"),
+        ("adapter_config.json", '{"peft_type": "NOPE"}', "not a configuration that PEFT can read"),
+        ("adapter_config.json", "{", "not a configuration that PEFT can read"),
+        ("adapter_config.json", "{}", "no peft_type"),
+        ("adapter_config.json", '{"peft_type": "LORA", "r": "x", "target_modules": ".*conv1"}', "adapter_config"),
+    ],
+)
+def test_damaged_files_are_named_and_the_model_left_alone(unet, make_patch, file, content, said, output):
+    """Of a pair's second adapter: nothing of the first may stay."""
+    folder = make_patch(direction="both")
+    (folder / "backward" / file).write_text(content)
+    before = output(unet)
+    with pytest.raises(ValueError, match=said) as error:
+        load_patch(unet, folder, "it")
+    assert "backward" in str(error.value)
+    assert torch.equal(output(unet), before)
+    assert (adapters.adapter_names(unet), list(adapters.lora_layers(unet))) == ([], [])
+
+
+def test_whatever_breaks_a_loading_leaves_the_model_alone(unet, make_patch, output, monkeypatch):
+    load_patch(unet, make_patch("one"), "one", 0.5)
+    before = output(unet)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    folder = make_patch("other", direction="both")
+    monkeypatch.setattr(adapters, "load_adapter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_patch(unet, folder, "it")
+    assert torch.equal(output(unet), before)
+    assert adapters.active_scales(unet) == {"one": 0.5}
+
+
+def test_kinds_that_peft_would_nest_are_refused(unet, make_patch, output):
+    load_patch(unet, make_patch("one"), "one")
+    load_patch(unet, make_patch("magnitude", kind="dora"), "magnitude")
+    before = output(unet)
+    with pytest.raises(ValueError, match="kind LOHA cannot lie beside those of kind LORA"):
+        load_patch(unet, make_patch("product", kind="loha"), "product")
+    assert torch.equal(output(unet), before)
+    assert adapters.adapter_names(unet) == ["one", "magnitude"]
+
+
 def test_broken_cards_and_folders_say_what_is_wrong(make_patch, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not a patch folder.*patch\.json missing"):
         read_card(tmp_path)

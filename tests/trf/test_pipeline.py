@@ -13,6 +13,7 @@ from trfpp import TimeReversalFusionPipeline
 from trfpp.trf.adapters import active_scales, add_adapter, inject, lora_layers
 from trfpp.trf.attention import rotated_attention
 from trfpp.trf.base import load_component
+from trfpp.trf.compiling import compile_blocks
 from trfpp.trf.settings import SamplerSettings
 
 SMALL = {
@@ -391,6 +392,55 @@ def test_too_few_steps_to_renoise_is_a_warning(pipe, caplog):
     caplog.clear()
     latents(pipe, picture(0), picture(1), num_inference_steps=2, jump_n_sample=1, generator=seeded(0))
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt=0: must be a whole number"),
+        ({"decode_chunk_size": 0}, "decode_chunk_size=0: must be"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5: must be"),
+        ({"num_frames": "4"}, "num_frames='4': must be"),
+        ({"height": -32}, "height=-32: must be"),
+        ({"max_guidance_scale": float("nan")}, "max_guidance_scale=nan: give a number"),
+        ({"noise_aug_strength": float("inf")}, "noise_aug_strength=inf: give a number"),
+        ({"patch_frames": [(0.0, float("nan"))]}, "patch_frames"),
+    ],
+)
+def test_numbers_that_cannot_be_are_said_before_anything_is_done(pipe, changes, said):
+    with pytest.raises(ValueError, match=said):
+        latents(pipe, picture(0), picture(1), **changes)
+
+
+def test_generators_may_be_a_tuple(pipe):
+    one, two = (
+        latents(pipe, [picture(0)], [picture(1)], generator=kind([seeded(5)]), num_inference_steps=1)
+        for kind in (list, tuple)
+    )
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_weights_that_are_away_suit_plain_adapters_only(tiny_model, make_patch, kind):
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    pipe.load_patch(make_patch(kind=kind), "it")
+    pipe.unet.to("meta")  # as accelerate's hooks leave it between calls
+    with pytest.raises(ValueError, match="before enable_sequential_cpu_offload"):
+        pipe.fuse_patches()
+    if kind == "lora":
+        pipe.check_patches(SamplerSettings(**SMALL))
+    else:
+        with pytest.raises(ValueError, match="use enable_model_cpu_offload"):
+            latents(pipe, picture(0), picture(1))
+
+
+def test_compiled_patches_cannot_change(tiny_model, make_patch):
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    pipe.load_patch(make_patch())
+    compile_blocks(pipe.unet)
+    for name in ("patch_schedule", "patch_frames"):
+        with pytest.raises(ValueError, match=f"compiled as they are, which no {name}"):
+            latents(pipe, picture(0), picture(1), **{name: [(1.0, 0.5)]})
 
 
 def test_patches_come_before_sequential_offload(tiny_model, make_patch):

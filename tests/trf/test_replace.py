@@ -1,6 +1,7 @@
 """What takes a place is whole and readable by those who may read the user's other files; else the old one stays."""
 
 import os
+import socket
 import stat
 
 import pytest
@@ -37,3 +38,39 @@ def test_weights_are_as_readable_as_other_files(tmp_path):
         beside.write_text("")
         beside.chmod(0o700)
     assert stat.S_IMODE((tmp_path / "run.sh").stat().st_mode) == 0o700
+
+
+GONE = 9_999_999
+"""No process has this number."""
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_a_killed_process_left_goes_if_it_ran_here(tmp_path, monkeypatch, elsewhere):
+    leftovers = []
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "getpid", lambda: GONE)
+        if elsewhere:
+            killed.setattr(socket, "gethostname", lambda: "elsewhere")
+        for name in ("clip.mp4", "clip"):
+            with replacing(tmp_path / name) as beside:
+                beside.write_text("")
+            leftovers.append(beside)
+    for leftover in leftovers:
+        leftover.write_text("half")
+    for name in ("clip.mp4", "clip"):
+        with replacing(tmp_path / name) as beside:
+            beside.write_text("")
+    assert [leftover.exists() for leftover in leftovers] == [elsewhere, elsewhere]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("clip.mp4", f"clip.{GONE}.mp4"), ("clip", "clip.v2"), ("clip", f"clip.{GONE}")]
+)
+def test_what_is_written_to_a_name_that_begins_alike_stays(tmp_path, monkeypatch, name, other):
+    with replacing(tmp_path / other) as beside:
+        beside.write_text("being written")
+        with monkeypatch.context() as all_gone:
+            all_gone.setattr("psutil.pid_exists", lambda number: False)
+            with replacing(tmp_path / name) as mine:
+                mine.write_text("")
+    assert (tmp_path / other).read_text() == "being written"

@@ -92,5 +92,5 @@ def test_the_pipeline_samples_each_half_with_its_own(tiny_model, unets, tmp_path
 def test_patches_are_for_one_unet(tiny_model, unets, make_patch):
     pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
     pipe.register_modules(unet=TwoUNets(*unets))
-    with pytest.raises(ValueError, match="belong nowhere in this UNet"):
+    with pytest.raises(ValueError, match="patches are for models with one"):
         pipe.load_patch(make_patch())
