@@ -128,7 +128,7 @@ def test_what_cannot_work_is_refused(clean, make_patch, monkeypatch):
     with pytest.raises(ValueError, match="choose one of trf, trf\\+\\+, trf-reference, gi, vibid, mpd-seq, mpd-par"):
         run(clean, "ddim")
     clean.load_patch(make_patch(direction="both", rotated_attention=True), "rotated")
-    with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time; choose trf or gi"):
+    with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time; choose trf, trf\\+\\+ or gi"):
         run(clean, "vibid")
     clean.unload_patches()
     monkeypatch.setattr(clean, "unet", TwoUNets(clean.unet, clean.unet))
