@@ -129,7 +129,6 @@ def _study(config: studying.StudyConfig) -> None:
     if config.dry_run:
         print(listing(config))
         return
-    keep_settings(config, config.output, "study")
     study(config)
 
 

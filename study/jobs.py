@@ -144,7 +144,7 @@ def attempt(output: Path, run: Run) -> str | None:
     """
     began, error = time.perf_counter(), None
     try:
-        perform(run)
+        perform(output, run)
     except (Stopped, StageStopped) as stopped:  # asked to stop, with a checkpoint saved
         raise KeyboardInterrupt(stopped.number) from None
     except Exception as failure:  # of whatever kind: a night's other runs are not to wait for it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ LOG_FILE = "study.jsonl"
 
 
 def read_log(output: Path) -> list[dict[str, Any]]:
-    """All lines, oldest first: `name`, `kind`, `seconds`, `expected` seconds, and `error` of a run that failed."""
+    """All lines, oldest first: `name`, `kind`, `seconds`, `expected` seconds, and `digest`, or `error` if it failed."""
     file = output / LOG_FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
@@ -23,7 +23,13 @@ def add_line(output: Path, run: Run, seconds: float, error: str | None) -> None:
     line = {"name": run.name, "kind": run.kind, "seconds": round(seconds, 2), "expected": round(run.seconds, 2)}
     output.mkdir(parents=True, exist_ok=True)
     with (output / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line | ({"error": error} if error else {})) + "\n")
+        file.write(json.dumps(line | ({"error": error} if error else {"digest": run.digest})) + "\n")
+
+
+def outdated(output: Path, runs: Iterable[Run]) -> Collection[str]:
+    """Names of the runs that were last done with other settings, or of what was; lines without a digest do not tell."""
+    latest = {line["name"]: line for line in read_log(output) if "error" not in line}
+    return {run.name for run in runs if latest.get(run.name, {}).get("digest", run.digest) != run.digest}
 
 
 def expected(output: Path, runs: Iterable[Run]) -> float:

@@ -10,7 +10,7 @@ where its output lies in the study's folder:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -49,6 +49,8 @@ class Run:
     """Of the command that does it."""
     needs: tuple[str, ...] = ()
     """Names of the runs whose output it uses."""
+    digest: str
+    """Of what decides its results, theirs included."""
     seconds: float
     """Roughly, for the miniature on two CPU cores."""
 
@@ -91,9 +93,9 @@ class Plan:
         Raises:
             ValueError: for a pattern that matches none.
         """
-        return self._with_needs(self._wanted(patterns), lambda run: False)
+        return self._with_needs(self._wanted(patterns), but=())
 
-    def missing(self, patterns: Sequence[str], is_done: Callable[[Run], bool]) -> list[Run]:
+    def missing(self, patterns: Sequence[str], done: Collection[str]) -> list[Run]:
         """Those that have to be done: not done yet, and wanted or needed by one that has to be done.
 
         Only evaluations are wanted without patterns: once they are done, films, caches and trainings may be deleted.
@@ -101,7 +103,7 @@ class Plan:
         Raises:
             ValueError: for a pattern that matches none.
         """
-        return self._with_needs(self._wanted(patterns), is_done)
+        return self._with_needs(self._wanted(patterns), but=done)
 
     def _wanted(self, patterns: Sequence[str]) -> set[str]:
         for pattern in patterns:
@@ -111,10 +113,10 @@ class Plan:
             return {run.name for run in self.runs.values() if run.kind == "evaluate"}
         return {name for name in self.runs if any(fnmatchcase(name, one) for one in patterns)}
 
-    def _with_needs(self, names: set[str], leave_out: Callable[[Run], bool]) -> list[Run]:
+    def _with_needs(self, names: set[str], but: Collection[str]) -> list[Run]:
         found = set()
         for run in reversed(self.runs.values()):  # what a run needs lies before it
-            if run.name in names and not leave_out(run):
+            if run.name in names and run.name not in but:
                 found.add(run.name)
                 names.update(run.needs)
         return [run for run in self.runs.values() if run.name in found]

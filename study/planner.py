@@ -12,6 +12,7 @@ from ..configs.studying import StudyConfig
 from ..configs.training import CheckpointSettings, OptimSettings, TrainConfig, ValidationSettings
 from ..trf.settings import SamplerSettings
 from .costs import Maker, of_cache, of_evaluation, of_films, of_prep, of_training
+from .digest import digest
 from .plan import MAIN, VARIANTS, Curve, Kind, Plan, Run, Sampled
 from .told import Told
 
@@ -73,8 +74,9 @@ class Planner:
 
     def add(self, name: str, kind: Kind, settings: Any, seconds: float, needs: Iterable[str] = ()) -> str:
         """A run; one that is there already must be the same."""
-        run = Run(name=name, kind=kind, settings=settings, needs=tuple(needs), seconds=seconds)
-        assert self.plan.runs.keys() >= set(run.needs)
+        needs = tuple(needs)
+        rests_on = digest(settings, self.config.output, [self.plan.runs[need].digest for need in needs])
+        run = Run(name=name, kind=kind, settings=settings, needs=needs, digest=rests_on, seconds=seconds)
         assert self.plan.runs.setdefault(name, run) == run
         return name
 

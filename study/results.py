@@ -13,7 +13,7 @@ from ..infer.compare import Comparison, compare
 from ..infer.evaluation import SUMMARY_FILE, VIDEOS_FOLDER, Row, read_rows
 from ..infer.statistics import Interval, mean_interval, paired_interval
 from .plan import Plan
-from .work import is_done
+from .work import done_in
 
 V = TypeVar("V", bound=float | str)
 
@@ -81,14 +81,18 @@ class Results:
         self._read: dict[str, Mapping[str, Row]] = {}
 
     @cached_property
+    def _done(self) -> Collection[str]:
+        return done_in(self.output, self.plan.runs.values())
+
+    @cached_property
     def missing(self) -> Collection[str]:
         """Names of the runs that are still to be done, in their order."""
-        return [run.name for run in self.plan.missing((), is_done)]
+        return [run.name for run in self.plan.missing((), self._done)]
 
     @cached_property
     def evaluations(self) -> Sequence[str]:
         """Names of the evaluations that are done, in their order."""
-        return [run.name for run in self.plan.runs.values() if run.kind == "evaluate" and is_done(run)]
+        return [run.name for run in self.plan.runs.values() if run.kind == "evaluate" and run.name in self._done]
 
     def has(self, name: str) -> bool:
         """Whether an evaluation is done."""

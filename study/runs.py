@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sized
+
+import yaml
 
 from ..configs.studying import StudyConfig
 from .jobs import make_jobs
@@ -11,7 +13,11 @@ from .log import duration, expected
 from .plan import Run
 from .planner import make_plan
 from .report import write_report
-from .work import is_done
+from .work import done_in
+
+SETTINGS_FILE = "study.yaml"
+OF_A_COMMAND = {"only", "jobs", "hours", "report", "dry_run"}
+"""Settings that say what one command does, not what the study is."""
 
 
 def study(config: StudyConfig) -> None:
@@ -25,11 +31,12 @@ def study(config: StudyConfig) -> None:
     """
     plan = make_plan(config)
     runs = plan.chosen(config.only)
-    todo = plan.missing(config.only, is_done)
-    done = {run.name for run in runs} - {run.name for run in todo}
-    began = time.monotonic()
+    _keep(config)
+    done = done_in(config.output, runs)
+    todo = plan.missing(config.only, done)
+    total, began = len(todo), time.monotonic()
     failures: dict[str, str] = {}
-    print(f"{len(runs)} runs, {len(done)} of them done; about {duration(expected(config.output, todo))} to go.")
+    print(_summary(config, runs, done, todo))
     jobs = make_jobs(config.output, config.jobs)
     try:
         while todo or jobs.running():
@@ -38,7 +45,7 @@ def study(config: StudyConfig) -> None:
                 left = duration(expected(config.output, todo))
                 todo.remove(run)
                 about = duration(expected(config.output, [run]))
-                print(f"\n[{len(runs) - len(todo)}/{len(runs)}] {run.name}: about {about}; {left} to go", flush=True)
+                print(f"\n[{total - len(todo)}/{total}] {run.name}: about {about}; {left} to go", flush=True)
                 jobs.start(run)
             if not jobs.running():
                 break
@@ -56,7 +63,14 @@ def study(config: StudyConfig) -> None:
     print(f"\nreport: {write_report(config, plan)}")
     if failures:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
-        raise ValueError(f"{len(failures)} of {len(runs)} runs failed:\n{reasons}")
+        raise ValueError(f"{len(failures)} of {total} runs failed:\n{reasons}")
+
+
+def _keep(config: StudyConfig) -> None:
+    """Write what the study is into its folder, loadable as a CONFIG again."""
+    values = yaml.safe_dump(config.model_dump(mode="json", exclude=OF_A_COMMAND), sort_keys=False, allow_unicode=True)
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / SETTINGS_FILE).write_text(f"# trfpp study\n{values}", encoding="utf-8")
 
 
 def _ready(todo: list[Run], done: Collection[str]) -> Run | None:
@@ -79,14 +93,21 @@ def _without_what_needs(name: str, todo: list[Run], failures: dict[str, str]) ->
 def listing(config: StudyConfig) -> str:
     """The runs with what they need and cost, for people."""
     plan = make_plan(config)
-    runs, todo = plan.chosen(config.only), plan.missing(config.only, is_done)
+    runs = plan.chosen(config.only)
+    done = done_in(config.output, runs)
+    todo = plan.missing(config.only, done)
+    states = dict.fromkeys(done, "done") | {run.name: duration(expected(config.output, [run])) for run in todo}
     width = max(len(run.name) for run in runs)
-    lines = [_line(config, run, run in todo, width) for run in runs]
-    total = duration(expected(config.output, todo))
-    return "\n".join([*lines, f"{len(runs)} runs, {len(todo)} of them to do; about {total} to go."])
+    lines = [_line(run, states.get(run.name, "not needed"), width) for run in runs]
+    return "\n".join([*lines, _summary(config, runs, done, todo)])
 
 
-def _line(config: StudyConfig, run: Run, to_do: bool, width: int) -> str:
-    state = duration(expected(config.output, [run])) if to_do else "done" if is_done(run) else "not needed"
+def _summary(config: StudyConfig, runs: Sized, done: Sized, todo: Collection[Run]) -> str:
+    """The rest of the runs is not needed: what was made of them is done."""
+    about = duration(expected(config.output, todo))
+    return f"{len(runs)} runs, {len(done)} of them done, {len(todo)} to do; about {about} to go."
+
+
+def _line(run: Run, state: str, width: int) -> str:
     needs = f"  needs {', '.join(run.needs)}" if run.needs else ""
     return f"{run.name:<{width}}  {run.kind:<8}  {state:>10}{needs}"

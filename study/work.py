@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..configs.load import read_yaml
-from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, Settings, WorldsConfig
+from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, WorldsConfig
 from ..configs.training import TrainConfig
 from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, write_pairs
 from ..data_prep.dataset import REPORT_FILE, prepare
@@ -23,18 +23,37 @@ from ..train.full import MODEL_FOLDER, fine_tune
 from ..train.loop import is_finished, train
 from ..trf.device import best_device
 from ..trf.settings import OF_SAMPLER, as_recorded, resolve
+from .digest import deciding
+from .log import outdated
 from .plan import Kind, Run
-from .told import write_told
+from .told import Told, told_lines, write_told
+
+Made = WorldsConfig | PrepConfig | TrainConfig | EvaluateConfig
+"""Settings that are kept in the output."""
 
 
-def perform(run: Run) -> None:
-    """Do a run; what an interrupted one has left is used."""
+def perform(output: Path, run: Run) -> None:
+    """Do a run of the study in a folder; what an interrupted one has left is used.
+
+    Raises:
+        ValueError: if what is there cannot be gone on with.
+    """
+    if outdated(output, [run]) and _is_there(run):  # the command itself would find nothing to do
+        raise ValueError(
+            f"output={str(output)!r}: {run.name} there rests on other settings; move it away, or choose another output."
+        )
     _WORK[run.kind](run.settings)
 
 
-def is_done(run: Run) -> bool:
-    """Whether a run's output is there, whole, and made with its settings."""
-    return _DONE[run.kind](run.settings)
+def done_in(output: Path, runs: Collection[Run]) -> set[str]:
+    """Names of the runs whose output is there, whole, and made with the settings of now, as was what it rests on."""
+    others = outdated(output, runs)
+    return {run.name for run in runs if run.name not in others and _is_there(run)}
+
+
+def _is_there(run: Run) -> bool:
+    """Whether a run's output is there, whole, and made with its settings, whatever it was made of."""
+    return _IS_THERE[run.kind](run.settings)
 
 
 def _films(settings: WorldsConfig) -> None:
@@ -42,7 +61,7 @@ def _films(settings: WorldsConfig) -> None:
         raise ValueError(f"output={str(settings.output)!r}: other films, or something else, are there; move it away.")
     names = ("world", "count", "seed", "num_frames", "first")
     write_world(settings.output, **{name: getattr(settings, name) for name in names}, side=settings.size)
-    _keep(settings, settings.output, "worlds")
+    _keep(settings, "worlds")
 
 
 def _films_are_there(settings: WorldsConfig) -> bool:
@@ -66,12 +85,12 @@ def _clips(settings: PrepConfig) -> None:
     pairs = settings.output / PAIRS_FOLDER
     if report.validation and not (pairs / MANIFEST_FILE).is_file():
         write_pairs(settings.output, pairs)
-    _keep(settings, settings.output, "prep")
+    _keep(settings, "prep")
 
 
 def _clips_are_there(settings: PrepConfig) -> bool:
     manifest = settings.output / PAIRS_FOLDER / MANIFEST_FILE
-    return _kept(settings, settings.output, "prep") and (not settings.holdout or manifest.is_file())
+    return _kept(settings, "prep") and (not settings.holdout or manifest.is_file())
 
 
 def _cache(settings: CacheConfig) -> None:
@@ -84,27 +103,32 @@ def _cache_is_there(settings: CacheConfig) -> bool:
     return find_cache(settings.data, settings.model) is not None
 
 
+def _told_is_there(told: Told) -> bool:
+    files = (told.manifest, told.output)
+    return all(file.is_file() for file in files) and told.output.read_text(encoding="utf-8") == told_lines(told)
+
+
 def _patch_is_there(settings: TrainConfig) -> bool:
-    return _kept(settings, settings.output, "train") and is_finished(settings.output / "patch", settings.steps)
+    return _kept(settings, "train") and is_finished(settings.output / "patch", settings.steps)
 
 
 def _full(settings: TrainConfig) -> None:
     fine_tune(settings)
-    _keep(settings, settings.output, "train")
+    _keep(settings, "train")
 
 
 def _full_is_there(settings: TrainConfig) -> bool:
-    return _kept(settings, settings.output, "train") and (settings.output / MODEL_FOLDER).is_dir()
+    return _kept(settings, "train") and (settings.output / MODEL_FOLDER).is_dir()
 
 
 def _evaluate(settings: EvaluateConfig) -> None:
     print(table(evaluate(settings)))
-    _keep(settings, settings.output, "evaluate")
+    _keep(settings, "evaluate")
 
 
 def _evaluation_is_there(settings: EvaluateConfig) -> bool:
     summary = settings.output / SUMMARY_FILE
-    if not summary.is_file() or not _kept(settings, settings.output, "evaluate"):
+    if not summary.is_file() or not _kept(settings, "evaluate"):
         return False
     said = json.loads(summary.read_text(encoding="utf-8"))
     if not (settings.baseline or settings.reconstruct) and not _sampled_as_now(settings, said["settings"]):
@@ -124,18 +148,22 @@ def _sampled_as_now(settings: EvaluateConfig, recorded: Mapping[str, Any]) -> bo
     return all(now[name] == then[name] for name in OF_SAMPLER)
 
 
-def _keep(settings: Settings, folder: Path, command: str) -> None:
-    settings.save(folder / f"{command}.yaml", command)
+def _keep(settings: Made, command: str) -> None:
+    settings.save(settings.output / f"{command}.yaml", command)
 
 
-def _kept(settings: Settings, folder: Path, command: str) -> bool:
-    file = folder / f"{command}.yaml"
+def _kept(settings: Made, command: str) -> bool:
+    """Whether an output was made with its settings, wherever the study's folder lay then."""
+    file = settings.output / f"{command}.yaml"
     if not file.is_file():
         return False
     try:  # as settings, so that one which is new since then has its default
-        return type(settings).model_validate_json(json.dumps(read_yaml(file))) == settings
+        then = type(settings).model_validate_json(json.dumps(read_yaml(file)))
     except ValidationError:
         return False
+    # Names of these runs have two parts.
+    made, now = (deciding(one, one.output.resolve().parent.parent) for one in (then, settings))
+    return made == now
 
 
 _WORK: dict[Kind, Callable[[Any], object]] = {
@@ -147,11 +175,11 @@ _WORK: dict[Kind, Callable[[Any], object]] = {
     "full": _full,
     "evaluate": _evaluate,
 }
-_DONE: dict[Kind, Callable[[Any], bool]] = {
+_IS_THERE: dict[Kind, Callable[[Any], bool]] = {
     "films": _films_are_there,
     "clips": _clips_are_there,
     "cache": _cache_is_there,
-    "told": lambda told: told.output.is_file(),
+    "told": _told_is_there,
     "train": _patch_is_there,
     "full": _full_is_there,
     "evaluate": _evaluation_is_there,

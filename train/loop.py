@@ -144,15 +144,15 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     validations = config.output / VALIDATION_FILE
     validated = replay(best, validations, start if existing else -1)
     log.metrics |= {f"validation {name}": value for name, value in (validated or {}).items()}
+    if accelerator.is_main_process:
+        trim(validations, start if existing else -1)
+        config.output.mkdir(parents=True, exist_ok=True)
+        config.save(config.output / "train.yaml", "train")
     if existing and (best.exhausted or start == config.steps) and is_finished(patch_folder, start):
         accelerator.print("all steps are done and the patch is there.")
         if accelerator.is_main_process and update_card(patch_folder, make_card(config, plan, unet.config)):
             accelerator.print("its card now has the new domain and sampler settings.")
         return patch_folder
-    if accelerator.is_main_process:
-        trim(validations, start if existing else -1)
-        config.output.mkdir(parents=True, exist_ok=True)
-        config.save(config.output / "train.yaml", "train")
 
     # 5. The loop
     order = RankOrder(

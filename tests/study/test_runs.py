@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
 from trfpp.data_prep.dataset import load_clips
-from trfpp.study.log import read_log
+from trfpp.study.jobs import attempt
+from trfpp.study.log import LOG_FILE, read_log
 from trfpp.study.planner import make_plan
 from trfpp.study.runs import listing
-from trfpp.study.work import is_done
+from trfpp.study.work import done_in, perform
 from trfpp.train.loop import Stopped
 from trfpp.trf.patch import read_card
 
@@ -26,6 +28,10 @@ pytestmark = pytest.mark.slow
 
 def read_lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def is_done(config, run):
+    return bool(done_in(config.output, [run]))
 
 
 def die(*_):
@@ -37,7 +43,7 @@ def test_the_smallest_study_runs_through(finished):
     assert {run.kind for run in plan.runs.values()} == {
         "films", "clips", "cache", "told", "train", "full", "evaluate",
     }  # fmt: skip
-    assert all(is_done(run) for run in plan.runs.values())
+    assert done_in(finished.output, plan.runs.values()) == plan.runs.keys()
     assert [line["name"] for line in read_log(finished.output)] == list(plan.runs)
     assert read_card(finished.output / "runs" / "loop-pair" / "patch").direction == "both"
     assert len(load_clips(finished.output / "loop" / "clips-2")) == 2
@@ -55,7 +61,7 @@ def test_what_is_done_is_not_done_again(finished, do, capsys):
     assert {file: file.stat().st_mtime_ns for file in before} == before
     runs = len(make_plan(finished).runs)
     assert len(read_log(finished.output)) == runs
-    assert f"{runs} runs, {runs} of them done; about 0 s to go" in capsys.readouterr().out
+    assert f"{runs} runs, {runs} of them done, 0 to do; about 0 s to go" in capsys.readouterr().out
     assert listing(finished).count("  done") == runs
 
 
@@ -75,22 +81,22 @@ def test_a_patch_trained_anew_makes_its_evaluation_undone_and_a_deleted_one_does
     weights = patch / "adapter_model.safetensors"
     with restored(weights):
         save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
-        assert not is_done(run)
+        assert not is_done(finished, run)
         patch.rename(patch.with_name("elsewhere"))
-        assert is_done(run)
+        assert is_done(finished, run)
         patch.with_name("elsewhere").rename(patch)
-    assert is_done(run)
+    assert is_done(finished, run)
 
 
 def test_an_evaluation_by_other_defaults_of_its_sampler_is_undone(finished):
     run = make_plan(finished).runs["eval/loop-trf++-pair"]
     file = finished.output / run.name / "summary.json"
     said = json.loads(file.read_text())
-    assert is_done(run)
+    assert is_done(finished, run)
     with restored(file):
         said["settings"]["sampler.max_guidance_sigma"] = 700.0
         file.write_text(json.dumps(said))
-        assert not is_done(run)
+        assert not is_done(finished, run)
 
 
 def test_settings_that_are_new_since_a_run_do_not_undo_it(finished):
@@ -99,11 +105,46 @@ def test_settings_that_are_new_since_a_run_do_not_undo_it(finished):
     lines = file.read_text().splitlines(keepends=True)
     with restored(file):
         file.write_text("".join(line for line in lines if not line.startswith("fit:")))
-        assert is_done(run)
+        assert is_done(finished, run)
         file.write_text("".join("fit: pad\n" if line.startswith("fit:") else line for line in lines))
-        assert not is_done(run)
+        assert not is_done(finished, run)
         file.write_text("".join([*lines, "gone: 1\n"]))
-        assert not is_done(run)
+        assert not is_done(finished, run)
+
+
+def test_a_study_by_another_spelling_is_as_done(finished, settings, monkeypatch):
+    monkeypatch.chdir(finished.output.parent)
+    plan = make_plan(settings("smoke", finished.output.name))
+    assert done_in(Path(finished.output.name), plan.runs.values()) == plan.runs.keys()
+
+
+def test_what_rests_on_other_settings_is_neither_done_nor_taken_for_done(finished, settings):
+    """The pair that is trained on has its own settings still, but those of the pair it started from are others."""
+    runs = make_plan(settings("smoke", finished.output, "patch.optim.lr=2e-2")).runs
+    done = done_in(finished.output, runs.values())
+    assert {"loop/clips", "eval/loop-base", "eval/loop-full"} <= done
+    assert not {"runs/loop-pair", "eval/loop-pair", "runs/loop-long", "eval/loop-long"} & done
+    lines = read_log(finished.output)
+    runs = make_plan(settings("smoke", finished.output, "train_films=4")).runs
+    with pytest.raises(ValueError, match=r"output=.*: runs/loop-full there rests on other settings; move it away"):
+        perform(finished.output, runs["runs/loop-full"])
+    assert attempt(finished.output, runs["runs/loop-full"]).startswith("output=")
+    assert read_log(finished.output)[len(lines) :][0]["error"].startswith("output=")
+    (finished.output / LOG_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_films_caches_and_trainings_may_be_deleted(finished, tmp_path):
+    plan = make_plan(finished)
+    folders = [finished.output / name for name in ("loop", "base", "runs")]
+    for folder in folders:
+        folder.rename(tmp_path / folder.name)
+    try:
+        done = done_in(finished.output, plan.runs.values())
+        assert done == {name for name in plan.runs if name.startswith("eval/")}
+        assert plan.missing((), done) == []
+    finally:
+        for folder in folders:
+            (tmp_path / folder.name).rename(folder)
 
 
 def test_a_failing_run_is_reported_and_the_rest_goes_on(settings, do, tmp_path):
@@ -127,7 +168,7 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(settings, do, tmp_path):
 
 
 def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypatch):
-    def asked_to_stop(run):
+    def asked_to_stop(output, run):
         raise Stopped(15, tmp_path)
 
     monkeypatch.setattr("trfpp.study.jobs.perform", asked_to_stop)
@@ -199,7 +240,7 @@ def test_no_run_starts_after_the_budget(settings, do, tmp_path, capsys):
     config = settings("smoke", tmp_path / "out", "hours=0")
     do(config)
     assert "runs to go; run the same command again to go on." in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report", "study.yaml"}
 
 
 def test_the_list_says_what_runs_need_and_cost(settings, tmp_path):
@@ -207,5 +248,5 @@ def test_the_list_says_what_runs_need_and_cost(settings, tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("eval/views-pair "))
     assert line.endswith("needs views/pairs, runs/views-pair")
     assert " min " in line
-    assert re.search(r"(\d+) runs, \1 of them to do; about ", text)
+    assert re.search(r"(\d+) runs, 0 of them done, \1 to do; about ", text)
     assert not (tmp_path / "out").exists()

@@ -405,8 +405,10 @@ def test_a_finished_run_is_left_as_it_is(config, train_here):
 
 def test_a_finished_patch_takes_a_new_domain(config, train_here):
     train_here(config(steps=2))
-    patch = train_here(config(steps=2, domain="red boxes", sampler={"num_inference_steps": 40}))
-    card = read_card(patch)
+    run = config(steps=2, domain="red boxes", log_every=7, sampler={"num_inference_steps": 40})
+    card = read_card(train_here(run))
+    kept = yaml.safe_load((run.output / "train.yaml").read_text())
+    assert (kept["domain"], kept["log_every"]) == ("red boxes", 7)
     assert (card.domain, card.sampler, card.training_steps) == ("red boxes", {"num_inference_steps": 40}, 2)
 
 
