@@ -93,15 +93,21 @@ def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
     file = folder / "gains.png"
     gains_figure(file, {title: worlds for title, worlds in gains.items() if worlds}, METHODS)
     rows = [
-        [world]
-        + [
-            gain(Metric(title, digits, ""), gains[title].get(world, {}).get(MAIN))
-            for title, (_, digits) in PANELS.items()
+        [
+            label,
+            *(
+                gain(Metric(title, digits, ""), gains[title].get(world, {}).get(method))
+                for title, (_, digits) in PANELS.items()
+            ),
         ]
         for world in config.worlds
-        if any(world in worlds for worlds in gains.values())
+        for method, label in ((MAIN, world), ("long", f"{world}, trained on"))
+        if any(method in worlds.get(world, {}) for worlds in gains.values())
     ]
-    head = f"## Against the base\n\nThe {METHODS[MAIN]} minus the base. {PAIRED_NOTE}"
+    head = (
+        f"## Against the base\n\nThe {METHODS[MAIN]} minus the base, and where it is done the same pair trained on. "
+        f"{PAIRED_NOTE}"
+    )
     return "\n\n".join(
         [head, table(["domain", *PANELS], rows), picture(file, "What each method has more than the base")]
     )
