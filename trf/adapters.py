@@ -182,6 +182,11 @@ def lora_layers(unet: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def acting(layer: Any) -> list[str]:
+    """The active adapters that a layer of `lora_layers` has."""
+    return [name for name in layer.active_adapters if name in layer.scaling]
+
+
 def is_plain(layer: Any, name: str) -> bool:
     """Whether an adapter adds `B A x` to the output of a layer of `lora_layers` and nothing else."""
     return name in getattr(layer, "lora_A", {}) and name not in layer.lora_variant and not layer.lora_bias.get(name)

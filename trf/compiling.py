@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,16 +22,6 @@ def compile_blocks(unet: Any, shapes: int = 1) -> None:
     # PyTorch's limit is meant for one shape; beyond it blocks would run uncompiled, with a warning at most.
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, PER_SHAPE * shapes)
-    for block in _blocks(unet):
-        block.forward = torch.compile(block.forward, dynamic=False)
-
-
-def is_compiled(unet: Any) -> bool:
-    """Whether `compile_blocks` was called on the UNet."""
-    return any("forward" in vars(block) for block in _blocks(unet))
-
-
-def _blocks(unet: Any) -> Iterator[Any]:
     for block in unet.modules():
         if isinstance(block, BasicTransformerBlock | TemporalBasicTransformerBlock):
-            yield block
+            block.forward = torch.compile(block.forward, dynamic=False)

@@ -76,18 +76,14 @@ def _put_back(layer: Any, forward: Callable[..., Tensor] | None) -> None:
 
 
 def _weighted(layer: Any, factors: Tensor, *, temporal: bool) -> Callable[..., Tensor]:
-    """The forward pass of a layer, between that without adapters and that with them."""
+    """The forward pass of a layer, between that without adapters and that with them, both of which are made."""
     adapted = layer.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        bases: list[Tensor] = []  # in parts, if the halves are done one by one; copied, for adapters may add in place
-        hook = layer.get_base_layer().register_forward_hook(lambda module, inputs, out: bases.append(out.clone()))
-        try:
-            output = adapted(x, *args, **kwargs)
-        finally:
-            hook.remove()
+        output = adapted(x, *args, **kwargs)
+        base = layer.get_base_layer()(x, *args, **kwargs)
         # At a factor of 0 or 1 this is either of them to the bit.
-        return torch.cat(bases).lerp(output, _along(factors, output, temporal=temporal).to(output.dtype))
+        return base.lerp(output, _along(factors, output, temporal=temporal).to(output.dtype))
 
     return forward
 

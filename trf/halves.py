@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .adapters import is_plain, lora_layers, uneven_scales
+from .adapters import acting, is_plain, lora_layers, uneven_scales
 from .two_unets import TwoUNets
 
 
@@ -57,7 +57,7 @@ def on_halves(unet: Any, forward: int, backward: int) -> Iterator[None]:
 def _in_parts(layer: Any, pairs: Mapping[str, tuple[float, float]], rows: tuple[int, int]) -> Callable[..., Tensor]:
     """The forward pass of a layer, some of whose adapters have a scale each for the rows of either direction."""
     ways = [way for way in (0, 1) if rows[way]]
-    names = _active(layer)
+    names = acting(layer)
     whole = layer.forward
 
     def updated(x: Tensor, base: Tensor, way: int) -> Tensor:
@@ -99,13 +99,9 @@ def _plus(base: Tensor, second: Any, low: Tensor) -> Tensor:
     return base.add_(functional_call(second, {"weight": weight}, low))
 
 
-def _active(layer: Any) -> list[str]:
-    return [name for name in layer.active_adapters if name in layer.scaling]
-
-
 def _is_wider(layer: Any) -> bool:
     """Whether plain adapters would widen the output of a layer in half precision, and no gradient needs them to."""
-    names = _active(layer)
+    names = acting(layer)
     return (
         not torch.is_grad_enabled()
         and bool(names)

@@ -9,7 +9,6 @@ from typing import Any
 
 from . import adapters
 from .adapters import Scale
-from .compiling import is_compiled
 from .patch import Calibration, PatchCard, adapter_scales, adapters_of, load_patch
 from .settings import SamplerSettings
 from .two_unets import TwoUNets
@@ -97,21 +96,19 @@ class PatchesMixin:
         """Whether the active patches work here, and can follow `patch_schedule` and `patch_frames`.
 
         Raises:
-            ValueError: while patches are to change and are fused or compiled, or while weights are away that other
-                patches than plain LoRAs act on.
+            ValueError: while patches are to change and are fused, or while weights are away that other patches than
+                plain LoRAs act on.
         """
         if any(parameter.is_meta for parameter in self.unet.parameters()) and not all(
             adapters.is_plain(layer, name)
             for _, layer in adapters.lora_layers(self.unet)
-            for name in layer.active_adapters
+            for name in adapters.acting(layer)
         ):
             raise ValueError(
                 "enable_sequential_cpu_offload() takes the weights away that a DoRA, LoHa or LoKr patch acts on; use "
                 "enable_model_cpu_offload()."
             )
         for name in settings.patch_points:
-            if is_compiled(self.unet):
-                raise ValueError(f"patches are compiled as they are, which no {name} can change; leave one out.")
             if adapters.is_fused(self.unet):
                 raise ValueError(f"patches are fused into the weights, which no {name} can change; unfuse them.")
             if not self.patch_scales:

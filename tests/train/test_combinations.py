@@ -147,6 +147,18 @@ def test_validation_samples_as_the_card_says(config, train_here, sampler):
     assert ("validation disagreement" in metrics) == (sampler == "gi")
 
 
+def test_validation_follows_points_of_the_card_beside_checkpointing(config, train_here):
+    """Recomputed blocks have a forward pass of their own, and patches that change go through it."""
+    shown = []
+    for name, points in (("usual", None), ("changing", [(0.0, 0.0), (1.0, 1.0)])):
+        sampler = {"patch_frames": points, "patch_schedule": points and [(1.0, 0.5)]}
+        validation = {"every": 2, "pairs": 1, "num_inference_steps": 2}
+        run = config(name, steps=2, gradient_checkpointing=True, sampler=sampler, validation=validation)
+        shown.append(read_card(train_here(run)).metrics)
+    assert shown[0]["validation loss"] == shown[1]["validation loss"]
+    assert shown[0]["validation disagreement"] != shown[1]["validation disagreement"]
+
+
 def test_a_kind_that_cannot_act_on_the_targets_is_said_by_the_plan(config, train_here):
     with pytest.raises(ValueError, match="targets='conv': not for this kind of adapter"):
         train_here(config(lora={"kind": "loha", "targets": "conv"}, dry_run=True))
