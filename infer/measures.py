@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data_prep.motion import motion_ratio
-from .metrics import bound_psnr, inner_psnr, inner_ssim, seam_gap, seam_jump
+from .metrics import bound_psnr, inner_psnr, inner_ssim, seam_gap, seam_jump, sharpness_ratio
 from .tracking import path_errors, track_errors
 
 
@@ -82,6 +82,7 @@ def measure(
         "inner_ssim": inner_ssim(video, truth),
         "bound_psnr": bound_psnr(video, start, end),
         "motion_ratio": motion_ratio(video, truth),
+        "sharpness_ratio": sharpness_ratio(video, truth),
     }
     if loop:
         found |= {"seam_gap": seam_gap(video), "seam_jump": seam_jump(video)}

@@ -1,4 +1,4 @@
-"""How near a generated video comes to the true one, how well it keeps its bounds, and how smoothly it loops.
+"""How near a generated video comes to the true one and how sharp it is, how well it keeps its bounds, and how it loops.
 
 Videos are `[F, H, W, 3]`, RGB, 0 to 255. *Inner* frames are all but the first and the last, which were given.
 """
@@ -39,6 +39,17 @@ def inner_ssim(video: np.ndarray, truth: np.ndarray) -> float:
     return ssim(_inner(video), _inner(truth))
 
 
+def sharpness_ratio(video: np.ndarray, truth: np.ndarray) -> float | None:
+    """Fine detail of the inner frames over that of the true ones: 1 is as sharp, less is blurred, more is noise.
+
+    Detail is the root mean square of the Laplacian of brightness (a focus measure: Pertuz et al. 2013, LAPV), over all
+    inner frames at once. Where things are does not count, so it says what PSNR and SSIM, which reward blur, do not.
+    `None` where the truth is flat.
+    """
+    shown, true = _detail(_inner(video)), _detail(_inner(truth))
+    return shown / true if true > 0 else None
+
+
 def bound_psnr(video: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
     """`psnr` of the first and last frame against the bounds `[H, W, 3]` they were generated between."""
     return psnr(video[[0, -1]], np.stack([start, end]))
@@ -68,6 +79,11 @@ def _inner(video: np.ndarray) -> np.ndarray:
     if len(video) < 3:
         raise ValueError(f"a video of {len(video)} frames has no inner ones; at least 3 are needed.")
     return video[1:-1]
+
+
+def _detail(frames: np.ndarray) -> float:
+    grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
+    return float(np.sqrt(np.mean([np.mean(cv2.Laplacian(one, cv2.CV_64F) ** 2) for one in grey])))
 
 
 def _rms(frames: np.ndarray) -> np.ndarray:

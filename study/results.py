@@ -49,6 +49,7 @@ METRICS = {
     "path_degrees": Metric("camera off by, °", 2, "lower"),
     "bound_psnr": Metric("bounds' PSNR, dB", 1, "higher"),
     "motion_ratio": Metric("motion ratio", 2, "near 1"),
+    "sharpness_ratio": Metric("sharpness ratio", 2, "near 1"),
     "disagreement": Metric("disagreement", 3, "lower"),
     "seam_gap": Metric("seam gap", 2, "lower"),
     "seam_jump": Metric("seam jump", 2, "near 1"),

@@ -8,7 +8,7 @@ from .markdown import NOTE, PAIRED_NOTE, gain, table
 from .plan import METHODS, Sampled
 from .results import METRICS, Results
 
-SHOWN = ("inner_psnr", "track_pixels", "path_degrees", "bound_psnr", "motion_ratio")
+SHOWN = ("inner_psnr", "track_pixels", "path_degrees", "bound_psnr", "motion_ratio", "sharpness_ratio")
 CONTRASTED = ("inner_psnr", "track_pixels", "path_degrees")
 ABOUT = (
     "A UNet call is one direction at one noise level, guided or not. Seconds and memory are those of the runs "

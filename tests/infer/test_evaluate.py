@@ -75,7 +75,10 @@ def test_everything_is_measured_and_written(settings, world):
     assert len(list((config.output / "videos").iterdir())) == 4
     lines = rows(config.output)
     assert list(lines) == ["film0", "film1", "film2", "film3"]
-    names = ["inner_psnr", "inner_ssim", "bound_psnr", "motion_ratio", "track_pixels", "track_percent", "disagreement"]
+    names = [
+        "inner_psnr", "inner_ssim", "bound_psnr", "motion_ratio", "sharpness_ratio", "track_pixels", "track_percent",
+        "disagreement",
+    ]  # fmt: skip
     assert list(summary["metrics"]) == names
     for name in names:
         one = summary["metrics"][name]

@@ -1,5 +1,6 @@
 """Metrics: golden values, what equal and still videos give, and that they rise with the fault they measure."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from trfpp.infer.metrics import (
     inner_ssim,
     seam_gap,
     seam_jump,
+    sharpness_ratio,
     ssim,
 )
 
@@ -79,6 +81,32 @@ def test_motion_is_relative_to_the_truth():
     still = np.repeat(truth[:1], 13, 0)
     assert motion_ratio(still, truth) == 0
     assert motion_ratio(truth, still) is None
+
+
+def test_blur_is_less_sharp_and_noise_is_more_wherever_things_are():
+    truth = turning(13)
+    truth[:, 20:30, 20:30] = noise(10, 10, 3)
+    assert sharpness_ratio(truth, truth) == 1
+    halved = (truth // 2).astype(np.uint8)
+    assert sharpness_ratio(2 * halved, halved) == pytest.approx(2, rel=0.01)
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 1.0) for frame in truth])
+    assert sharpness_ratio(blurred, truth) < 0.5
+    mixed = np.repeat(((truth[:1].astype(int) + truth[6:7]) // 2).astype(np.uint8), 13, 0)
+    assert sharpness_ratio(np.concatenate([mixed[:6], truth[6:]]), truth) < 1
+    grain = np.clip(truth.astype(int) + noise(*truth.shape, seed=1) % 20, 0, 255).astype(np.uint8)
+    assert sharpness_ratio(grain, truth) > 1.1
+    assert sharpness_ratio(np.roll(truth, (4, 4), (1, 2)), truth) == pytest.approx(1, rel=0.02)
+    ends = truth.copy()
+    ends[[0, -1]] = 0
+    assert sharpness_ratio(ends, truth) == 1  # bounds do not count
+    assert sharpness_ratio(truth, np.zeros_like(truth)) is None
+
+
+def test_sharpness_of_a_single_bright_pixel():
+    """Its Laplacian is -4 at it and 1 at its four neighbours; that of a line two pixels long -3, -3 and six ones."""
+    truth, video = np.zeros((2, 3, 16, 16, 3), np.uint8)
+    truth[:, 8, 8] = video[:, 8, 8:10] = 100
+    assert sharpness_ratio(video, truth) == pytest.approx(np.sqrt((2 * 9 + 6) / (16 + 4)))
 
 
 def test_a_perfect_loop_has_no_seam():
