@@ -23,7 +23,7 @@ from .infer.compare import compare
 from .infer.evaluate import evaluate
 from .infer.export import export
 from .infer.generate import generate
-from .infer.sheets import contact_sheet
+from .infer.sheets import contact_sheet, moving_sheet, save_animation
 from .train.loop import train
 
 MODEL = "miniature"
@@ -94,14 +94,15 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
         name: _generate(pairs[0], root / f"video_{name}", patches)
         for name, patches in (("base", []), ("patched", [patch]))
     }
-    sheet = root / "contact_sheet.png"
-    _draw(pairs[0], videos, sheet)
+    sheet, moving = root / "contact_sheet.png", root / "in_motion.webp"
+    _draw(pairs[0], videos, sheet, moving)
     exported = export(ExportConfig(patch=patch, output=root / "peft", format="peft", model=MODEL, overwrite=True))
     made = {
         "patch": patch,
         "base video": videos["base"] / "video.mp4",
         "patched video": videos["patched"] / "video.mp4",
         "contact sheet": sheet,
+        "in motion": moving,
         "TensorBoard log": root / "train" / "log",
         "export": exported,
     }
@@ -119,7 +120,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
 
 
 def _say(number: int, what: str) -> None:
-    print(f"\n[{number}/4] {what}", flush=True)
+    print(f"\n[{number}/4] {what}")
 
 
 def _films(films: Path, data: Path, *, first: int, count: int, seed: int, holdout: float) -> Path:
@@ -142,16 +143,13 @@ def _generate(pair: Pair, output: Path, patches: list[Path]) -> Path:
     return folder
 
 
-def _draw(pair: Pair, videos: dict[str, Path], sheet: Path) -> None:
+def _draw(pair: Pair, videos: dict[str, Path], sheet: Path, moving: Path) -> None:
+    """The videos beside the truth, as a picture and as an animation for the browser."""
     assert pair.truth is not None
     truth = _frames(pair.truth)
-    columns = {
-        "start": truth[:1],
-        **{name: _frames(folder / "frames") for name, folder in videos.items()},
-        "ground truth": truth,
-        "end": truth[-1:],
-    }
-    contact_sheet(columns, rows=6).save(sheet)
+    columns = {**{name: _frames(folder / "frames") for name, folder in videos.items()}, "ground truth": truth}
+    contact_sheet({"start": truth[:1], **columns, "end": truth[-1:]}, rows=6).save(sheet)
+    save_animation(moving, moving_sheet({"": columns}), fps=8)
 
 
 def _frames(folder: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from ..trf.scarcity import lacks_memory
 from .load import command_line
 from .schema import Settings
 
@@ -24,6 +26,8 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     Asking for more memory than the device has is such a mistake. With TRFPP_DEBUG=1 in the environment a mistake comes
     with its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe too: one looks there how far a run is
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
@@ -32,8 +36,7 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     try:
         return work(command_line(settings, command, argv)) or 0
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        # By its name: torch takes seconds to import, which help does without.
-        scarce = type(error).__name__ == "OutOfMemoryError"
+        scarce = lacks_memory(error)
         if os.environ.get("TRFPP_DEBUG") or (isinstance(error, RuntimeError) and not scarce):
             raise
         said = f"the device's memory is too small; see trfpp {command} --help for what takes less." if scarce else error

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..data_prep.writing import write_video
 from ..trf.device import forget_peak_memory, peak_memory
 from ..trf.replace import replacing
+from ..trf.sole import sole
 from .cases import Case, Footage, batches, cases_of, films_of, footage_of
 from .evaluation import SHEET_FILE, SUMMARY_FILE, VIDEOS_FOLDER, Row, begin, metrics_of, recipe_of, resume, write_rows
 from .makers import Made, maker_of
@@ -52,9 +53,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if a patch folder is no patch.
         ValueError: if a pair has no truth, a patch does not fit, a setting cannot work, or the output was measured with
-            other settings; at the end, if some pairs could not be measured, with their reasons.
+            other settings or another process is at it; at the end, if some pairs could not be measured, with their
+            reasons.
     """
-    config = config if config.baseline else on_its_model(config, config.patches)
+    with sole(config.output):
+        return _evaluate(config if config.baseline else on_its_model(config, config.patches))
+
+
+def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     cases = cases_of(config)
     films = films_of(config, cases)
     recipe = recipe_of(config, cases)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..trf.base import resolved_revision
 from ..trf.replace import remove, replacing
 from ..trf.settings import as_recorded
+from ..trf.sole import LOCK_FILE
 from .cases import Case, manifest_of
 from .record import device_of, optional, patch_sha256, patches_of, precision_of, sha256
 
@@ -92,7 +93,7 @@ def resume(config: EvaluateConfig, recipe: dict[str, Any]) -> dict[str, Row]:
         ValueError: if something else is there, or an evaluation with other settings that is not to be replaced.
     """
     output, file = config.output, config.output / RECIPE_FILE
-    if output.exists() and any(output.iterdir()) and not file.is_file():
+    if not file.is_file() and output.exists() and any(other.name != LOCK_FILE for other in output.iterdir()):
         raise ValueError(f"output={str(output)!r}: something else than an evaluation is there; choose another folder.")
     rows = {} if config.overwrite else read_rows(output)
     if rows and (changed := differing(recipe, read_recipe(output))):

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..data_prep.bounds import Pair, read_manifest
 from ..data_prep.frames import fit_image, load_image
 from ..trf.pipeline import TimeReversalFusionPipeline
+from ..trf.scarcity import lacks_memory
 from ..trf.schedule import unet_calls
 from ..trf.strategies import STRATEGIES
 from .claims import claims
@@ -225,7 +226,9 @@ def _generate_together(
         )
     except ValueError as error:
         failure = str(error)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         failure = (
             f"{first.num_frames} frames of {first.height}x{first.width} are too many for the device's memory; try "
             "low_memory=true, offload=true, a smaller decode_chunk_size, or a decode_tile_size."

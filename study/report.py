@@ -10,7 +10,7 @@ import numpy as np
 from ..configs.studying import StudyConfig
 from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, read_manifest
 from ..data_prep.video import ImageSequence, open_video
-from ..infer.sheets import contact_sheet
+from ..infer.sheets import contact_sheet, moving_sheet, save_animation
 from ..infer.statistics import Interval
 from ..trf.replace import replacing
 from .figures import gains_figure, methods_figure, sweep_figure
@@ -31,6 +31,10 @@ ON_SHEETS = {
     "full": "full",
 }
 SHEET_ROWS = 6
+IN_MOTION = ("cross_fade", "base")
+"""Of the overview's animation, beside the pair, or the pair that was trained on."""
+MOTION_FPS = 8.0
+MOTION_FILE = "worlds.webp"
 PANELS = {
     "PSNR, dB": (("inner_psnr",), 2),
     "SSIM": (("inner_ssim",), 3),
@@ -108,9 +112,13 @@ def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
         f"## Against the base\n\nThe {METHODS[MAIN]} minus the base, and where it is done the same pair trained on. "
         f"{PAIRED_NOTE}"
     )
-    return "\n\n".join(
-        [head, table(["domain", *PANELS], rows), picture(file, "What each method has more than the base")]
-    )
+    moving = _in_motion(config, results, folder)
+    return "\n\n".join([
+        head,
+        table(["domain", *PANELS], rows),
+        *([picture(moving, "A pair of each domain, in motion")] if moving else []),
+        picture(file, "What each method has more than the base"),
+    ])  # fmt: skip
 
 
 def _world(config: StudyConfig, results: Results, folder: Path, world: str) -> str:
@@ -167,24 +175,51 @@ def _sheets(config: StudyConfig, results: Results, folder: Path, world: str) -> 
 
     Once films or videos are deleted, the sheets stay as they are.
     """
-    videos = {name: results.videos(f"eval/{world}-{name}") for name in ON_SHEETS if results.has(f"eval/{world}-{name}")}
+    shown = _shown(config, results, world, ON_SHEETS)
+    if not shown:
+        done = any(results.has(f"eval/{world}-{name}") for name in ON_SHEETS)
+        return sorted(folder.glob(f"{world}-[0-9]*.jpg"))[: config.sheets] if done else []
+    files = []
+    for number, columns in enumerate(shown, start=1):
+        files.append(folder / f"{world}-{number}.jpg")
+        labelled = {ON_SHEETS.get(name, name): video for name, video in columns.items()}
+        with replacing(files[-1]) as beside:
+            contact_sheet(labelled, SHEET_ROWS).save(beside, quality=92)
+    return files
+
+
+def _in_motion(config: StudyConfig, results: Results, folder: Path) -> Path | None:
+    """An animation of the first pair of every domain; stays as it is once films or videos are deleted."""
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    for world in config.worlds:
+        best = "long" if results.has(f"eval/{world}-long") else MAIN
+        labels = {**ON_SHEETS, best: ON_SHEETS[MAIN]}
+        for columns in _shown(config, results, world, (*IN_MOTION, best))[:1]:
+            rows[world] = {labels.get(name, name): video for name, video in columns.items()}
+    file = folder / MOTION_FILE
+    if rows:
+        save_animation(file, moving_sheet(rows), MOTION_FPS)
+    return file if file.is_file() else None
+
+
+def _shown(config: StudyConfig, results: Results, world: str, methods: Iterable[str]) -> list[dict[str, np.ndarray]]:
+    """Of the first pairs the truth and what those methods made of them, by method; nothing once those are deleted."""
+    names = {method: f"eval/{world}-{method}" for method in methods}
+    videos = {method: results.videos(name) for method, name in names.items() if results.has(name)}
     manifest = config.output / world / "pairs" / PAIRS_FOLDER / MANIFEST_FILE
     if not any(videos.values()) or not manifest.is_file():
-        return sorted(folder.glob(f"{world}-[0-9]*.jpg")) if videos else []
-    files = []
-    pairs = read_manifest(manifest)
-    for number, pair in enumerate(pairs[: config.sheets], start=1):
+        return []
+    shown = []
+    for pair in read_manifest(manifest)[: config.sheets]:
         assert pair.truth is not None
         truth = ImageSequence(pair.truth, 1.0)
         frames = range(len(truth.files))
         columns: dict[str, np.ndarray] = {"truth": truth.read(frames)}
         for method, of_pairs in videos.items():
             if pair.id in of_pairs:
-                columns[ON_SHEETS[method]] = _frames(of_pairs[pair.id], len(frames))
-        files.append(folder / f"{world}-{number}.jpg")
-        with replacing(files[-1]) as beside:
-            contact_sheet(columns, SHEET_ROWS).save(beside, quality=92)
-    return files
+                columns[method] = _frames(of_pairs[pair.id], len(frames))
+        shown.append(columns)
+    return shown
 
 
 def _frames(file: Path, count: int) -> np.ndarray:

@@ -45,7 +45,7 @@ def study(config: StudyConfig) -> None:
                 left = duration(expected(config.output, todo))
                 todo.remove(run)
                 about = duration(expected(config.output, [run]))
-                print(f"\n[{total - len(todo)}/{total}] {run.name}: about {about}; {left} to go", flush=True)
+                print(f"\n[{total - len(todo)}/{total}] {run.name}: about {about}; {left} to go")
                 jobs.start(run)
             if not jobs.running():
                 break
@@ -53,7 +53,7 @@ def study(config: StudyConfig) -> None:
             if error:
                 failures[run.name] = error
                 todo = _without_what_needs(run.name, todo, failures)
-                print(f"{run.name} failed: {error}", flush=True)
+                print(f"{run.name} failed: {error}")
             else:
                 done.add(run.name)
     finally:

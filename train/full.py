@@ -20,6 +20,7 @@ from ..data_prep.latents import find_cache
 from ..trf.base import COMPONENTS, load_component
 from ..trf.device import best_device
 from ..trf.replace import remove, replacing
+from ..trf.sole import sole
 from ..trf.two_unets import BACKWARD_FOLDER
 from .base import denoising
 from .binding import binding_settings
@@ -53,7 +54,8 @@ def fine_tune(config: TrainConfig) -> Path:
         The model's folder.
 
     Raises:
-        ValueError: for settings that cannot work, a dataset that is not cached, or an output made with others.
+        ValueError: for settings that cannot work, a dataset that is not cached, or an output made with others or that
+            another process is at.
         StageStopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     for name, only in ONLY.items():
@@ -62,6 +64,11 @@ def fine_tune(config: TrainConfig) -> Path:
     cache = config.cache or find_cache(config.data, config.model, config.revision)
     if cache is None:
         raise ValueError(f"data={str(config.data)!r}: not cached for {config.model}; run trfpp cache first.")
+    with sole(config.output):
+        return _fine_tune(config, cache)
+
+
+def _fine_tune(config: TrainConfig, cache: Path) -> Path:
     folder = config.output / MODEL_FOLDER
     decisive = {**binding_settings(config, make_plan(config, 1)), "steps": config.steps}
     bind(config.output, {name: value for name, value in decisive.items() if not name.startswith("lora.")})

@@ -24,6 +24,7 @@ from ..trf.adapters import adapter_parameters, adapter_weights
 from ..trf.patch import read_card, update_card
 from ..trf.seeds import derived_seed
 from ..trf.sharding import is_sharded, whole
+from ..trf.sole import sole
 from .average import Average
 from .best import VALIDATION_FILE, Best, record, replay, trim
 from .binding import binding_settings
@@ -57,7 +58,7 @@ def train(config: TrainConfig) -> Path:
     """Train a patch; returns its folder.
 
     Raises:
-        ValueError: for settings that cannot work.
+        ValueError: for settings that cannot work, or an output that another process is at.
         Stopped: after a signal, once a checkpoint is saved.
         FloatingPointError: if a loss, a gradient, or a weight that would be saved, is not finite.
         ChildProcessError: if a loader's worker or another rank is gone.
@@ -65,7 +66,8 @@ def train(config: TrainConfig) -> Path:
     """
     accelerator = make_accelerator(config)
     try:
-        return _train(config, accelerator)
+        with sole(config.output) if accelerator.is_main_process and not config.dry_run else nullcontext():
+            return _train(config, accelerator)
     except BaseException as error:
         if gone := lost_process(error, accelerator.num_processes):
             # A launcher ends the ranks that are left; they end by themselves, and have something to say.

@@ -18,6 +18,7 @@ from ..trf.conditioning import encode_clip
 from ..trf.device import best_device
 from ..trf.miniature import make_feature_extractor, make_scheduler
 from ..trf.replace import replacing
+from ..trf.sole import sole
 from .appraise import appraise
 from .autoencoder import latents_of, make_autoencoder, reconstruction
 from .base import EncodedFilms, denoising, make_batch, make_unet
@@ -41,18 +42,19 @@ def pretrain(config: PretrainConfig) -> Path:
         The model's folder.
 
     Raises:
-        ValueError: if the output holds a run with other settings.
+        ValueError: if the output holds a run with other settings, or another process is at it.
         StageStopped: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     output, folder = config.output, config.output / MODEL_FOLDER
-    bind(output, config.model_dump(mode="json", exclude=FREE))
-    device = best_device(config.device)
-    if not folder.is_dir():
-        _build(config, folder, device)
-    if config.appraisal.films:
-        curves = {stage: output / f"{stage}.csv" for stage in STAGES}
-        asked = config.appraisal.model_dump()
-        appraise(folder, output / "appraisal", curves=curves, seed=config.seed, device=device, **asked)
+    with sole(output):
+        bind(output, config.model_dump(mode="json", exclude=FREE))
+        device = best_device(config.device)
+        if not folder.is_dir():
+            _build(config, folder, device)
+        if config.appraisal.films:
+            curves = {stage: output / f"{stage}.csv" for stage in STAGES}
+            asked = config.appraisal.model_dump()
+            appraise(folder, output / "appraisal", curves=curves, seed=config.seed, device=device, **asked)
     return folder
 
 

@@ -116,7 +116,7 @@ def fit(
                 bar.set_postfix({key: f"{value:.4f}" for key, value in means.items()})
                 if bar.disable:
                     figures = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
-                    print(f"{name} step {done} of {settings.steps}: {figures}, {rate:.1f} steps/s", flush=True)
+                    print(f"{name} step {done} of {settings.steps}: {figures}, {rate:.1f} steps/s")
                 sums, since, began = {}, time.perf_counter(), done
             if keep:
                 _save(checkpoint, done, began, sums, parameters, average, optimizer)

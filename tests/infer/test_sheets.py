@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from trfpp.infer.sheets import contact_sheet
+from trfpp.infer.sheets import contact_sheet, moving_sheet, save_animation
 
 
 def plain(*values, size=(64, 64)):
@@ -56,3 +57,31 @@ def test_what_cannot_be_drawn_is_refused():
         contact_sheet({"base": plain(1, 2), "patched": plain(1, 2, 3)}, 2)
     with pytest.raises(ValueError, match="rows=1"):
         contact_sheet({"base": plain(1, 2)}, 1)
+
+
+def test_videos_play_beside_each_other_and_a_missing_one_leaves_its_place_empty():
+    rows = {"cars": {"truth": plain(10, 20), "base": plain(30, 40)}, "walkers": {"base": plain(50, 60)}}
+    pictures = moving_sheet(rows)
+    assert [cells(picture, 2, 2, (160, 160)) for picture in pictures] == [
+        [[10, 30], [255, 50]],
+        [[20, 40], [255, 60]],
+    ]
+    with pytest.raises(ValueError, match="same number of frames"):
+        moving_sheet({"cars": {"truth": plain(1, 2), "base": plain(1)}})
+    with pytest.raises(ValueError, match="same number of frames"):
+        moving_sheet({})
+
+
+def test_an_animation_never_ends_and_rests_on_its_last_picture(tmp_path):
+    save_animation(tmp_path / "a.webp", moving_sheet({"": {"truth": plain(10, 100, 200)}}), fps=8)
+    with Image.open(tmp_path / "a.webp") as animation:
+        assert (animation.n_frames, animation.info["loop"]) == (3, 0)
+        shown, times = [], []
+        for number in range(3):
+            animation.seek(number)
+            shown.append(int(np.asarray(animation.convert("RGB"))[100, 100, 0]))
+            times.append(animation.info["timestamp"])
+            last = animation.info["duration"]
+    assert shown == pytest.approx([10, 100, 200], abs=3)
+    assert np.diff(times) == pytest.approx([125, 125])
+    assert last == 750
