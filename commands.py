@@ -28,7 +28,7 @@ def keep_settings(settings: schema.Settings, folder: Path, command: str) -> None
 
 
 def _prep(config: schema.PrepConfig) -> None:
-    from .data_prep.bounds import PAIRS_FOLDER, write_pairs
+    from .data_prep.bounds import held_out_pairs
     from .data_prep.dataset import prepare
     from .data_prep.plan import plan
 
@@ -37,10 +37,9 @@ def _prep(config: schema.PrepConfig) -> None:
         return
     report = prepare(**config.model_dump(exclude={"dry_run"}))
     print(report.summary())
-    if not report.already_there:
-        keep_settings(config, config.output, "prep")
-        if report.validation:
-            print(f"held-out pairs with their truth: {write_pairs(config.output, config.output / PAIRS_FOLDER)}")
+    keep_settings(config, config.output, "prep")
+    if pairs := held_out_pairs(config.output):
+        print(f"held-out pairs with their truth: {pairs}")
 
 
 def _cache(config: schema.CacheConfig) -> None:

@@ -132,11 +132,11 @@ class SamplerOverrides(Settings):
     num_inference_steps: Positive | None = None
     """Denoising steps. Unset: the card's, else the sampler's own (50 of trf, 12 of trf++)."""
     fps: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
-    """Frames per second, told to the model and used for the file; auto (infer only): what the patch's clips say of such
-    a pair. Unset: the card's, else 7."""
+    """Frames per second, told to the model and used for the file; auto (infer and evaluate): what the patch's clips say
+    of such a pair. Unset: the card's, else 7."""
     motion_bucket_id: Annotated[float, Field(ge=0, le=255)] | Literal["auto"] | None = None
-    """Amount of motion asked of the model, 0 to 255; auto (infer only): what the patch's clips say of such a pair.
-    Unset: the card's, else 127."""
+    """Amount of motion asked of the model, 0 to 255; auto (infer and evaluate): what the patch's clips say of such a
+    pair. Unset: the card's, else 127."""
     noise_aug_strength: Annotated[float, Field(ge=0)] | None = None
     """Noise on the bounds, in units of [-1, 1] pixels. Unset: 0.02."""
     min_guidance_scale: float | None = None

@@ -94,7 +94,7 @@ class ValidationSettings(Settings):
     pairs: Positive = 2
     """Held-out clips whose first and last frame are joined."""
     num_inference_steps: Positive = 30
-    """Denoising steps; with fewer than 26 the release's other settings never re-noise."""
+    """Denoising steps at most; the sampler's own, or those of sampler.*, if they are fewer."""
     seed: int = 42
     """The same noise every time, so that pictures compare."""
     best: Literal["inner_psnr", "bound_psnr", "disagreement", "loss", "loss_fused"] = "inner_psnr"
@@ -230,6 +230,11 @@ class TrainConfig(OnModel):
             raise ValueError(
                 "optim.name=adamw_schedulefree averages the weights itself; optim.schedule must be constant and ema 0"
             )
+        if optim.name == "adamw_schedulefree" and objective.alternate_directions:
+            raise ValueError(
+                "optim.name=adamw_schedulefree counts steps that objective.alternate_directions gives to the other "
+                "adapter; leave one out"
+            )
         return self
 
     def _can_start(self) -> None:
@@ -242,5 +247,10 @@ class TrainConfig(OnModel):
             raise ValueError(f"lora.init={init} and start_from both say where the adapter starts; leave one out")
         if init == "loftq" and self.quantization is None:
             raise ValueError("lora.init=loftq makes up for what quantization takes; set quantization, or choose pissa")
+        if self.sampler.patch_schedule or self.sampler.patch_frames:
+            raise ValueError(
+                f"lora.init={init} trains parts of the base itself, which sampler.patch_schedule and patch_frames "
+                "would weaken in validation; leave them out here, and give them to the finished patch"
+            )
         if init == "pissa" and lora.dropout:
             raise ValueError("lora.init=pissa with lora.dropout would drop parts of the base itself; leave one out")

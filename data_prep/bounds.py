@@ -105,6 +105,15 @@ def write_pairs(dataset_folder: Path, output: Path, split: Split = "validation")
     return output / MANIFEST_FILE
 
 
+def held_out_pairs(dataset_folder: Path) -> Path | None:
+    """The manifest of a dataset's held-out pairs, written if it is not there; `None` if nothing is held out."""
+    manifest = dataset_folder / PAIRS_FOLDER / MANIFEST_FILE
+    if manifest.is_file():
+        return manifest
+    held_out = len(load_clips(dataset_folder, "validation"))
+    return write_pairs(dataset_folder, manifest.parent) if held_out else None
+
+
 def read_manifest(path: Path) -> list[Pair]:
     """Read a manifest of pairs, CSV with a header or JSON lines.
 
@@ -159,6 +168,8 @@ def _pair(cells: Any, folder: Path, default_id: str) -> Pair:
     if not isinstance(cells, dict):
         raise ValueError("not a JSON object")
     said = {key: value for key, value in cells.items() if value not in (None, "")}
+    if None in said:
+        raise ValueError("more cells than the header has columns")
     unknown = [str(key) for key in said if key not in COLUMNS]
     if unknown:
         raise ValueError(f"unknown column {unknown[0]!r}; valid ones are {', '.join(COLUMNS)}")
@@ -220,4 +231,7 @@ def _whole(said: dict[str, Any], column: str, low: int) -> int | None:
         return None
     if value != int(value):
         raise ValueError(f"{column}: {value:g} is not a whole number")
-    return int(said[column]) if isinstance(said[column], int) else int(float(said[column]))
+    try:  # every digit of it, where there are more than a float holds
+        return int(said[column])
+    except ValueError:  # "12.0"
+        return int(value)

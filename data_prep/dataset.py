@@ -71,6 +71,8 @@ class Report:
     """Motion of the clips; see `trf.patch.MotionStatistics`."""
     buckets: dict[str, dict[Split, int]] = field(default_factory=dict)
     """Clips of each split, by their shape; the shape of most clips first."""
+    sources: dict[str, list[int]] = field(default_factory=dict)
+    """Size and latest change of each source, by its path: to notice one that was replaced."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The `ClipSettings`, and `source`."""
     already_there: bool = False
@@ -129,8 +131,10 @@ def prepare(source: Path, output: Path, *, overwrite: bool = False, progress: bo
     earlier = _earlier_report(source, output, given, overwrite)
     if earlier is not None:
         return earlier
+    sources = _sources(source)  # before they are read: one that changes meanwhile counts as changed
     planned = plan(source, progress=progress, **settings).videos
     report = Report(
+        sources=sources,
         files=dict.fromkeys((one.name for one in planned), 0),
         skipped={one.name: one.reason for one in planned if one.reason},
         settings=given,
@@ -293,19 +297,33 @@ def _earlier_report(source: Path, output: Path, given: dict[str, Any], overwrite
         raise ValueError(f"output={str(output)!r}: something else than a clip dataset is there; choose another folder.")
     if overwrite:
         return None
-    report = Report(**{**json.loads((output / REPORT_FILE).read_text(encoding="utf-8")), "already_there": True})
-    before = report.settings
+    said = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))
+    report = Report(**{name: said[name] for name in Report.__dataclass_fields__ if name in said})
+    report.already_there, before = True, report.settings
     changed = [
         f"{name} ({before.get(name)}, now {value})" for name, value in given.items() if before.get(name) != value
     ]
-    if {name_in(source, path) for path in find_videos(source)} != set(report.files):
+    now = _sources(source)
+    if now.keys() != report.files.keys():
         changed.append("the files of the source")
+    elif report.sources and (others := [name for name in now if now[name] != report.sources.get(name)]):
+        more = f" and {len(others) - 1} other files" if len(others) > 1 else ""
+        changed.append(f"{others[0]}{more} of the source")
     if changed:
         raise ValueError(
             f"output={str(output)!r}: a dataset is there, and since then {', '.join(changed)} changed; "
             "give another output, or overwrite it."
         )
     return report
+
+
+def _sources(source: Path) -> dict[str, list[int]]:
+    """See `Report.sources`; of a folder of images those of all together."""
+    found = {}
+    for path in find_videos(source):
+        stats = [file.stat() for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file()]
+        found[name_in(source, path)] = [sum(one.st_size for one in stats), max(one.st_mtime_ns for one in stats)]
+    return found
 
 
 def _nothing_found(source: Path, report: Report) -> str:

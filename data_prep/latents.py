@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 from ..trf.base import essential_config, load_component, load_config
 from ..trf.conditioning import encode_clip, encode_condition, encode_posterior
 from ..trf.edm import log_normal_sigmas
+from ..trf.replace import replacing
 from ..trf.seeds import derived_seed
 from .dataset import clip_frames, load_clips
 from .frames import to_tensor
@@ -163,18 +163,15 @@ def build_cache(
             if overwrite or not _is_whole(file):
                 frames = to_tensor(clip_frames(clip))
                 tensors = _encode(frames, clip["clip_id"], key, vae, image_encoder, feature_extractor, chunk)
-                beside = file.with_suffix(".tmp")
-                save_file(tensors, beside)
-                os.replace(beside, file)
+                with replacing(file) as beside:
+                    save_file(tensors, beside)
     return folder
 
 
 def finish_cache(data: Path, key: CacheKey) -> None:
     """Declare the cache complete; called once, after every share was encoded."""
-    folder = cache_folder(data, key)
-    beside = folder / f"{INDEX_FILE}.tmp"
-    beside.write_text(json.dumps(key.content(), indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, folder / INDEX_FILE)
+    with replacing(cache_folder(data, key) / INDEX_FILE) as beside:
+        beside.write_text(json.dumps(key.content(), indent=2) + "\n", encoding="utf-8")
 
 
 def _encode(

@@ -1,12 +1,14 @@
 """Videos in: finding files, decoding them with decord, measuring their frame times.
 
-Frames are uint8 RGB `[F, H, W, 3]`, upright, with square pixels. decord decodes and turns them upright. Four things it
+Frames are uint8 RGB `[F, H, W, 3]`, upright, with square pixels. decord decodes and turns them upright. Five things it
 gets wrong were measured (decord2 3.4) and decide how it is used here:
 
 - Its times come from packets: nonsense where a container does not time each of them (AVI with B-frames). Here times
   are those of the decoded frames, read with PyAV.
 - It counts key frames in storage order, so its seeks miss in open GOPs; in MPEG-TS it misses even the start. Here it is
   sent to key frames that PyAV has seen, must show the same picture there, and reads on. MPEG-TS is refused.
+- It counts frames that an edit list hides, so in files that were trimmed without re-encoding its key frames have other
+  numbers. There it reads on from the start.
 - It hands out concealed and repeated frames of damaged files in silence. Here PyAV decodes every file once, strictly,
   before decord reads it; the same pass feeds scene detection.
 - It decodes ahead without bound while its caller is busy. Here it is stopped after every read.
@@ -38,10 +40,13 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 
 SMALL_SIDE = 192
 """Pixels of the longer side of the small frames that scene detection sees."""
-SAME_FRAME = 1.0
+SAME_FRAME = 2.0
 """Mean difference, in 8-bit levels, up to which what two decoders give is taken for the same frame."""
 KEY_SPACING = 24
 """Frames at least between two key frames that are kept in mind; in some codecs every frame is one."""
+HIGH_DYNAMIC_RANGE = {16: "PQ", 18: "HLG"}
+"""Transfer characteristics (ITU-T H.273) whose code values are not those of ordinary pictures."""
+TONE_MAP = "zscale=t=linear:npl=100,tonemap=hable,zscale=p=bt709:t=bt709:m=bt709:r=tv,format=yuv420p"
 OTHER_CONTAINER = (
     "decord does not find its frames; copy it into another container, e.g. ffmpeg -i FILE -c copy FILE.mp4"
 )
@@ -131,12 +136,17 @@ class VideoFile(Video):
             raise UnreadableVideo("the file is empty")
         times: list[float | None] = []
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path), metadata_errors="replace") as container:
                 stream = container.streams.best("video")
                 if not isinstance(stream, av.VideoStream):
                     raise UnreadableVideo("holds no video stream")
                 if container.format.name == "mpegts":
                     raise UnreadableVideo(f"an MPEG transport stream: {OTHER_CONTAINER}")
+                if curve := HIGH_DYNAMIC_RANGE.get(stream.codec_context.color_trc):
+                    raise UnreadableVideo(
+                        f"high dynamic range ({curve}), which would come out pale; tone-map it first, e.g. "
+                        f"ffmpeg -i FILE -vf {TONE_MAP} FILE_sdr.mp4"
+                    )
                 # Without this FFmpeg paints over what it cannot decode and says nothing. (So it does at the end of a
                 # truncated file when it decodes frames in parallel, which PyAV leaves off.)
                 stream.codec_context.options = {"err_detect": "explode"}
@@ -163,7 +173,8 @@ class VideoFile(Video):
         try:
             reader = self._reader = self._reader or decord.VideoReader(str(self.path), ctx=decord.cpu(0))
             # A container without an index may seek past the nearest key frame; the start is slow, but right.
-            nearest = max(key for key in self._keys if key <= min(indices))
+            counted_alike = len(reader) == len(self.timestamps)
+            nearest = max(key for key in self._keys if key <= min(indices)) if counted_alike else 0
             found = self._read_from(nearest, reader, indices) or self._read_from(0, reader, indices)
             # Drops what is decoded ahead and ends the decoder's thread.
             reader.seek(0)
@@ -186,7 +197,7 @@ class VideoFile(Video):
         wanted, found = set(indices), {}
         for index in range(key, max(indices) + 1):
             decoded = reader.next()
-            if index == key and np.abs(_thumbnail(_packed(decoded.asnumpy())) - self._keys[key]).mean() > SAME_FRAME:
+            if index == key and _apart(_thumbnail(_packed(decoded.asnumpy())), self._keys[key]) > SAME_FRAME:
                 return {}
             if index in wanted:
                 frame = _packed(decoded.asnumpy())
@@ -241,7 +252,8 @@ def open_video(path: Path, sequence_fps: float) -> Video:
 def find_videos(root: Path) -> list[Path]:
     """Video files and image-sequence folders at or under `root`, in natural order (`clip2` before `clip10`).
 
-    A folder with at least two images and no video directly in it is one sequence. Hidden files are left out.
+    A folder with at least two images and no video directly in it is one sequence. Hidden files are left out; links to
+    folders are followed, each folder once.
 
     Raises:
         ValueError: if `root` does not exist.
@@ -250,10 +262,14 @@ def find_videos(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder; give a video or a folder of videos or image sequences.")
-    found = []
-    for name, folders, files in os.walk(root):
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+    found, seen = [], set()
+    for name, folders, files in os.walk(root, followlinks=True):
         folder = Path(name)
+        if (place := folder.resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(other for other in folders if not other.startswith("."))
         videos = [folder / f for f in files if Path(f).suffix.lower() in VIDEO_SUFFIXES and not f.startswith(".")]
         found += videos if videos or len(_images(folder)) < 2 else [folder]
     return sorted(found, key=natural_key)
@@ -285,7 +301,11 @@ def _display_size(frame: av.VideoFrame, stream: av.VideoStream, quarter_turns: i
 
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
-    return cv2.resize(np.ascontiguousarray(frame), (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return cv2.resize(np.ascontiguousarray(frame), (32, 32), interpolation=cv2.INTER_AREA)
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(np.int16) - other).mean())
 
 
 def _packed(frame: np.ndarray) -> np.ndarray:

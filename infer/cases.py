@@ -46,8 +46,10 @@ def manifest_of(config: EvaluateConfig) -> Path:
     """The manifest that is meant: `data` itself, or that of a dataset's held-out pairs.
 
     Raises:
-        ValueError: if a dataset has none.
+        ValueError: if a dataset has none, or nothing is there.
     """
+    if not config.data.exists():
+        raise ValueError(f"data={str(config.data)!r}: no such dataset or manifest.")
     if not config.data.is_dir():
         return config.data
     manifest = config.data / PAIRS_FOLDER / MANIFEST_FILE

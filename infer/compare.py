@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .evaluation import RECIPE_FILE, differing, metrics_of, read_recipe, read_rows
+from .evaluation import RECIPE_FILE, differing, films_of_rows, metrics_of, read_recipe, read_rows
 from .statistics import Contrast, Interval, mean_interval, paired_interval
 
 SHAPE = ("height", "width", "num_frames")
@@ -57,7 +57,8 @@ def compare(a: Path, b: Path, contrast: Contrast = "difference", seed: int = 0) 
         seed: of the resampling.
 
     Raises:
-        ValueError: if one is no evaluation, they share no pair, or a pair was made in another size or length.
+        ValueError: if one is no evaluation, they share no pair, or a pair was made in another size or length or has
+            other frames in one than in the other.
     """
     recipes = []
     for name, folder in (("a", a), ("b", b)):
@@ -74,15 +75,21 @@ def compare(a: Path, b: Path, contrast: Contrast = "difference", seed: int = 0) 
             raise ValueError(
                 f"pair {key} was made as {shapes[0]} in {a} and as {shapes[1]} in {b}: measure both alike."
             )
+        footage = {rows[key].get("footage_sha256") for rows in (first, second)}
+        if len(footage) == 2 and None not in footage:
+            raise ValueError(f"pair {key} of {a} has other frames than that of {b}: measure both on the same footage.")
     metrics = {}
     for name in dict.fromkeys(name for key in shared for name in metrics_of(first[key])):
         pairs = [key for key in shared if name in first[key] and name in second[key]]
         if pairs:
+            films = films_of_rows(first[key] for key in pairs)
             one, other = ([rows[key][name] for key in pairs] for rows in (first, second))
             metrics[name] = Compared(
-                mean_interval(one, seed),
-                mean_interval(other, seed),
-                paired_interval(one, other, contrast, seed),
+                mean_interval(one, seed, films),
+                mean_interval(other, seed, films),
+                paired_interval(one, other, contrast, seed, films),
                 len(pairs),
             )
-    return Comparison(contrast, metrics, len({*first} ^ {*second}), differing(*recipes))
+    own = {f"sampler.{name}" for key in shared for name in differing(first[key]["made_with"], second[key]["made_with"])}
+    changed = sorted({*differing(*recipes), *own} - {"sampler.seed"})  # a seed is said by its own name
+    return Comparison(contrast, metrics, len({*first} ^ {*second}), changed)

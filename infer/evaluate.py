@@ -9,6 +9,7 @@ videos/<id>.mp4  what was made, with `save_videos`
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -26,10 +27,21 @@ from ..trf.device import forget_peak_memory, peak_memory
 from ..trf.replace import replacing
 from ..trf.sole import sole
 from .cases import Case, Footage, batches, cases_of, films_of, footage_of
-from .evaluation import SHEET_FILE, SUMMARY_FILE, VIDEOS_FOLDER, Row, begin, metrics_of, recipe_of, resume, write_rows
+from .evaluation import (
+    SHEET_FILE,
+    SUMMARY_FILE,
+    VIDEOS_FOLDER,
+    Row,
+    begin,
+    films_of_rows,
+    made_with,
+    metrics_of,
+    recipe_of,
+    resume,
+    write_rows,
+)
 from .makers import Made, maker_of
 from .measures import FilmTruth, measure, measure_film
-from .pair_settings import PAIR_SETTINGS
 from .record import device_of, on_its_model, versions
 from .sheets import contact_sheet
 from .statistics import mean_interval
@@ -64,13 +76,13 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     cases = cases_of(config)
     films = films_of(config, cases)
     recipe = recipe_of(config, cases)
-    rows = resume(config, recipe)
+    rows = resume(config, recipe, cases)
     todo = [case for case in cases if case.pair.id not in rows]
     forget_peak_memory(device_of(config))
     maker = maker_of(config) if todo else None
-    fresh = not rows
-    if fresh:
+    if not rows:
         begin(config.output, recipe)
+    whole = (config.output / SHEET_FILE).is_file()
     sheet: list[tuple[np.ndarray, np.ndarray]] = []
     failures: dict[str, str] = {}
 
@@ -89,7 +101,7 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
             rows[case.pair.id] = _row(case, images, one, films.get(case.pair.id), seconds)
             if config.save_videos:
                 write_video(config.output / VIDEOS_FOLDER / f"{case.pair.id}.mp4", one.frames, case.settings.fps)
-            if fresh and len(sheet) < SHEET_PAIRS:
+            if len(sheet) < SHEET_PAIRS and not whole:
                 sheet.append((images.truth, one.frames))
                 _write_sheet(config, sheet)
         write_rows(config.output, rows.values())
@@ -133,10 +145,12 @@ def _row(case: Case, images: Footage, made: Made, film: FilmTruth | None, second
     metrics |= measure_film(made.frames, film) if film else {}
     return {
         "id": case.pair.id,
+        "film": case.pair.video,
+        "footage_sha256": hashlib.sha256(b"".join(one.tobytes() for one in images)).hexdigest(),
         **{name: round(value, 6) for name, value in {**metrics, **made.metrics}.items()},
         "seconds": round(seconds, 4),
         "unet_calls": made.unet_calls,
-        "made_with": {**{name: getattr(case.settings, name) for name in PAIR_SETTINGS}, "seed": case.seed},
+        "made_with": made_with(case),
     }
 
 
@@ -150,8 +164,9 @@ def _memory_before(config: EvaluateConfig) -> int | None:
 def _summary(config: EvaluateConfig, recipe: dict[str, Any], rows: Sequence[Row], memory: int | None) -> dict[str, Any]:
     metrics = {}
     for name in dict.fromkeys(name for row in rows for name in metrics_of(row)):
-        values = [row[name] for row in rows if name in row]
-        mean, *ends = mean_interval(values)
+        having = [row for row in rows if name in row]
+        values = [row[name] for row in having]
+        mean, *ends = mean_interval(values, groups=films_of_rows(having))
         low, high = (None if math.isnan(end) else round(end, 6) for end in ends)
         metrics[name] = {"mean": round(mean, 6), "low": low, "high": high, "pairs": len(values)}
     return {

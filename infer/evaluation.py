@@ -12,6 +12,7 @@ from ..trf.replace import remove, replacing
 from ..trf.settings import as_recorded
 from ..trf.sole import LOCK_FILE
 from .cases import Case, manifest_of
+from .pair_settings import PAIR_SETTINGS
 from .record import device_of, optional, patch_sha256, patches_of, precision_of, sha256
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ SHEET_FILE = "sheet.png"
 VIDEOS_FOLDER = "videos"
 
 Row = dict[str, Any]
-"""A line of `metrics.jsonl`: the pair's `id`, its metrics, `seconds`, `unet_calls` and what it was `made_with`."""
+"""A line of `metrics.jsonl`: the pair's `id`, its metrics and what else there is to it, see `OTHERS`."""
+OTHERS = ("id", "film", "footage_sha256", "seconds", "unet_calls", "made_with")
+"""In a row beside the metrics: `film` is what the pair was cut from, `footage_sha256` tells its frames from others."""
 
 
 def recipe_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def recipe_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, Any]:
             **optional(config),
             "seed": config.seed,
         }
-    # Where fps, motion, frames and size are each pair's own, those of the first stand for all: see the manifest.
+    # Where fps, motion, frames and size are each pair's own, those of the first stand for all: rows have each pair's.
     sampler = {f"sampler.{name}": value for name, value in as_recorded(cases[0].settings).items()}
     manifest = manifest_of(config)
     data = {"manifest": str(manifest.resolve()), "manifest_sha256": sha256(manifest), "loop": config.loop}
@@ -83,10 +86,20 @@ def write_rows(folder: Path, rows: Iterable[Row]) -> None:
 
 def metrics_of(row: Row) -> dict[str, float]:
     """The metrics in a line of `metrics.jsonl`, without what else it holds."""
-    return {name: value for name, value in row.items() if name not in ("id", "seconds", "unet_calls", "made_with")}
+    return {name: value for name, value in row.items() if name not in OTHERS}
 
 
-def resume(config: EvaluateConfig, recipe: dict[str, Any]) -> dict[str, Row]:
+def films_of_rows(rows: Iterable[Row]) -> list[str]:
+    """What each row's pair was cut from; a pair of which that is not known stands by itself."""
+    return [row.get("film") or f"pair {row['id']}" for row in rows]
+
+
+def made_with(case: Case) -> dict[str, Any]:
+    """What a pair's video is made with that may be its own."""
+    return {**{name: getattr(case.settings, name) for name in PAIR_SETTINGS}, "seed": case.seed}
+
+
+def resume(config: EvaluateConfig, recipe: dict[str, Any], cases: Sequence[Case]) -> dict[str, Row]:
     """The rows that are there already, by pair, and are to be kept.
 
     Raises:
@@ -96,7 +109,10 @@ def resume(config: EvaluateConfig, recipe: dict[str, Any]) -> dict[str, Row]:
     if not file.is_file() and output.exists() and any(other.name != LOCK_FILE for other in output.iterdir()):
         raise ValueError(f"output={str(output)!r}: something else than an evaluation is there; choose another folder.")
     rows = {} if config.overwrite else read_rows(output)
-    if rows and (changed := differing(recipe, read_recipe(output))):
+    own = {case.pair.id: made_with(case) for case in cases}
+    of_pairs = [differing(own[name], row["made_with"]) for name, row in rows.items() if name in own]
+    changed = differing(recipe, read_recipe(output)) if rows else []
+    if changed := changed or sorted({name for names in of_pairs for name in names}):
         raise ValueError(
             f"output={str(output)!r} was measured with another {', '.join(changed)}; "
             "choose another folder, or overwrite=true."

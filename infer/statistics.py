@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,19 +24,26 @@ class Interval(NamedTuple):
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
+def mean_interval(values: Sequence[float], seed: int = 0, groups: Sequence[Hashable] | None = None) -> Interval:
     """The mean of values, with its 95 % interval.
 
     Args:
         values: one a pair, at least one.
         seed: of the resampling.
+        groups: what each pair is of: pairs of one film are alike, so films are resampled, with all their pairs. Every
+            pair by itself if not given.
     """
-    array = np.asarray(values, np.float64)
-    return _interval(lambda picked: array[picked].mean(-1), len(array), seed)
+    places, sizes = _grouped(groups, len(values))
+    sums = np.bincount(places, np.asarray(values, np.float64))
+    return _interval(lambda picked: sums[picked].sum(-1) / sizes[picked].sum(-1), len(sizes), seed)
 
 
 def paired_interval(
-    a: Sequence[float], b: Sequence[float], contrast: Contrast = "difference", seed: int = 0
+    a: Sequence[float],
+    b: Sequence[float],
+    contrast: Contrast = "difference",
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
 ) -> Interval:
     """`mean(b) - mean(a)`, or `mean(b) / mean(a)`, with its 95 % interval.
 
@@ -47,26 +54,36 @@ def paired_interval(
         b: the other evaluation's, of the same pairs in the same order.
         contrast: which.
         seed: of the resampling.
+        groups: see `mean_interval`.
 
     Raises:
         ValueError: for numbers of values that differ.
     """
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} values against {len(second)}: both must be of the same pairs.")
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} values against {len(b)}: both must be of the same pairs.")
+    places, sizes = _grouped(groups, len(a))
+    first, second = (np.bincount(places, np.asarray(values, np.float64)) for values in (a, b))
 
     def between(picked: np.ndarray) -> np.ndarray:
-        mean, other = first[picked].mean(-1), second[picked].mean(-1)
+        number = sizes[picked].sum(-1)
+        mean, other = first[picked].sum(-1) / number, second[picked].sum(-1) / number
         found: np.ndarray = other - mean if contrast == "difference" else other / mean
         return found
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _interval(between, len(first), seed)
+        return _interval(between, len(sizes), seed)
+
+
+def _grouped(groups: Sequence[Hashable] | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each value's group, in order of first appearance, and each group's size."""
+    if count < 1:
+        raise ValueError("no values: a mean needs at least one.")
+    numbers: dict[Hashable, int] = {}
+    places = np.array([numbers.setdefault(group, len(numbers)) for group in groups or range(count)])
+    return places, np.bincount(places)
 
 
 def _interval(estimate: Callable[[np.ndarray], np.ndarray], count: int, seed: int) -> Interval:
-    if count < 1:
-        raise ValueError("no values: a mean needs at least one.")
     value = float(estimate(np.arange(count)))
     if count == 1:
         return Interval(value, float("nan"), float("nan"))

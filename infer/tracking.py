@@ -87,7 +87,7 @@ def camera_path(frames: np.ndarray, world: str, seed: int, index: int, camera: n
 
     def error(frame: np.ndarray, offset: int, pose: np.ndarray) -> float:
         seen = _view(world, seed, index, side, first + offset, float(pose[1]), float(pose[2]))
-        return float(np.mean((frame - seen) ** 2))
+        return float(np.mean((frame - seen.astype(np.float32)) ** 2))
 
     azimuths = []
     for frame, pose in zip(frames.astype(np.float32), camera):
@@ -108,7 +108,7 @@ def path_errors(frames: np.ndarray, world: str, seed: int, index: int, camera: n
 def _view(
     world: str, seed: int, index: int, side: int, azimuth: float, elevation: float, distance: float
 ) -> np.ndarray:
-    """One view of a film's scene, float32 `[H, W, 3]`; kept, for many evaluations ask for the same ones."""
+    """One view of a film's scene, uint8 `[H, W, 3]`; kept, for neighbouring frames ask for the same ones."""
     image = render(turntable(world, seed, index), np.array([azimuth, elevation, distance]), side)
-    view: np.ndarray = to_frames([image])[0].astype(np.float32)
+    view: np.ndarray = to_frames([image])[0]
     return view

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ..configs.load import read_yaml
 from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, WorldsConfig
 from ..configs.training import TrainConfig
-from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, write_pairs
+from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, held_out_pairs
 from ..data_prep.dataset import REPORT_FILE, prepare
 from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache
 from ..data_prep.procedural import TRUTH_FILE, write_world
@@ -82,9 +82,7 @@ def _clips(settings: PrepConfig) -> None:
     print(report.summary())
     if report.skipped:
         raise ValueError(f"{len(report.skipped)} films could not be used; see {settings.output / REPORT_FILE}.")
-    pairs = settings.output / PAIRS_FOLDER
-    if report.validation and not (pairs / MANIFEST_FILE).is_file():
-        write_pairs(settings.output, pairs)
+    held_out_pairs(settings.output)
     _keep(settings, "prep")
 
 

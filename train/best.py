@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..trf.replace import replacing
 
@@ -52,21 +52,25 @@ class Best:
         return self.patience is not None and self.since >= self.patience
 
 
-def record(file: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Write down a validation; the last thing done of it."""
+def record(file: Path, step: int, metrics: Mapping[str, float], manner: str) -> None:
+    """Write down a validation, done in this manner; the last thing done of it."""
     with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        lines.write(json.dumps({"step": step, **metrics, "manner": manner}) + "\n")
 
 
-def replay(best: Best, file: Path, until: int) -> dict[str, float] | None:
+def replay(best: Best, file: Path, until: int, manner: str) -> dict[str, float] | None:
     """Let `best` see again the validations that a run wrote to `file`, up to step `until`.
 
+    Those done in another manner are left out: they cannot be compared.
+
     Returns:
-        What was measured at step `until` itself; `None` if that step has no validation.
+        What was measured at step `until` itself; `None` if that step has no such validation.
     """
     found = None
     for values in _lines(file, until):
-        step = int(values.pop("step"))
+        step = values.pop("step")
+        if values.pop("manner", manner) != manner:
+            continue
         if step:
             best.update(step, values)
         if step == until:
@@ -82,7 +86,7 @@ def trim(file: Path, until: int) -> None:
             beside.write_text("".join(kept), encoding="utf-8")
 
 
-def _lines(file: Path, until: int) -> list[dict[str, float]]:
+def _lines(file: Path, until: int) -> list[dict[str, Any]]:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     # What follows the last line end was cut off as it was written, by a full disk or a kill.
     whole = text[: text.rfind("\n") + 1]

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..data_prep.dataset import load_clips
 from ..data_prep.shapes import shapes_of
+from ..trf.base import resolved_revision
 from .plan import Plan
 
 if TYPE_CHECKING:
     from ..configs.training import TrainConfig
 
-# Settings a resumed run may change: they touch neither the weights nor the order of clips (steps: see below).
+# Settings a resumed run may change: they touch neither the weights, but for the rounding of what saves memory or time,
+# nor the order of clips (steps: see below).
 _FREE = {
     "output",
     "data",
@@ -30,6 +32,9 @@ _FREE = {
     "domain",
     "wandb",
     "on_nonfinite",
+    "gradient_checkpointing",
+    "feed_forward_chunks",
+    "compile",
 }
 # Their product is what counts, and is compared in their place.
 _BATCH = {"batch_size", "gradient_accumulation"}
@@ -45,9 +50,18 @@ def binding_settings(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     if len(set(lengths)) > 1:  # they decide the order; clips of one length have always been compared without it
         rows.append(lengths)
     values["clips in data"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+    if (commit := resolved_revision(config.model, config.revision)) is not None:
+        values["commit of the model"] = commit  # a branch may move between two starts
     values["clips per step"] = plan.clips_per_step
     # A constant rate does not look ahead, so such a run may be given more steps.
     return values if config.optim.schedule == "constant" else {**values, "steps": config.steps}
+
+
+def validation_digest(config: TrainConfig) -> str:
+    """Of the settings that decide what a validation measures: only those of one manner are to be compared."""
+    own = config.validation.model_dump(mode="json", include={"pairs", "num_inference_steps", "seed"})
+    sampler = config.sampler.model_dump(mode="json", exclude_none=True)
+    return hashlib.sha256(json.dumps([own, sampler], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,11 @@ def check_fsdp(version: int, config: TrainConfig) -> None:
             f"optim.name={config.optim.name}: bitsandbytes cannot step weights that FSDP holds in parts; set "
             "optim.name=adamw."
         )
+    if config.optim.name == "prodigy":
+        raise ValueError(
+            "optim.name=prodigy: it would find another rate on each process, of whose weights FSDP holds a part; set "
+            "optim.name=adamw."
+        )
     if config.quantization is not None:
         raise ValueError(
             f"quantization={config.quantization}: FSDP cannot hold quantized weights in parts; choose one of the two."

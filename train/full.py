@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from ..data_prep.latents import find_cache
+from ..data_prep.latents import check_cache, find_cache
 from ..trf.base import COMPONENTS, load_component
 from ..trf.device import best_device
 from ..trf.replace import remove, replacing
@@ -61,6 +61,8 @@ def fine_tune(config: TrainConfig) -> Path:
     for name, only in ONLY.items():
         if (value := attrgetter(name)(config)) != only:
             raise ValueError(f"{name}={value}: fine-tuning all weights knows {only} only.")
+    if config.cache is not None:
+        check_cache(config.cache, config.model, config.revision)
     cache = config.cache or find_cache(config.data, config.model, config.revision)
     if cache is None:
         raise ValueError(f"data={str(config.data)!r}: not cached for {config.model}; run trfpp cache first.")
@@ -111,6 +113,8 @@ def _stage(config: TrainConfig) -> StageSettings:
         lr=optim.lr,
         warmup_steps=optim.warmup_steps,
         weight_decay=optim.weight_decay,
+        betas=optim.betas,
+        eps=optim.eps,
         max_grad_norm=math.inf if optim.max_grad_norm is None else optim.max_grad_norm,
         checkpoint_every=config.checkpoint.every,
         log_every=config.log_every,

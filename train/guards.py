@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .objective import Losses, band_names, band_of
 
@@ -63,14 +64,12 @@ class Guard:
         self.usual = torch.full((len(band_names()),), float("nan"), dtype=torch.float64)
         self.in_a_row = 0
         """Latest steps, as far as they are reviewed, without a finite gradient."""
-        self._rows: list[torch.Tensor] = []
+        self._rows: list[tuple[int, tuple[torch.Tensor, ...]]] = []
         self._norms: dict[int, torch.Tensor] = {}
 
     def add(self, step: int, losses: Losses) -> None:
         """Take in a batch's losses."""
-        columns = (losses.numbers, losses.backward, losses.sigma, losses.rows)
-        steps = torch.full_like(losses.rows, step, dtype=torch.float64)
-        self._rows.append(torch.stack([steps, *(column.double() for column in columns)]))
+        self._rows.append((step, (losses.numbers, losses.backward, losses.sigma, losses.rows)))
 
     def gradient(self, step: int, norm: torch.Tensor) -> None:
         """Take in the norm of a step's gradient, of all processes."""
@@ -87,7 +86,9 @@ class Guard:
             self._norms.clear()
         if not self._rows:
             return [], []
-        table = torch.cat(self._rows, dim=1).cpu()
+        # Float64 here, for not every device knows it.
+        tables = [(step, torch.stack([column.cpu().double() for column in columns])) for step, columns in self._rows]
+        table = torch.cat([nn.functional.pad(one, (0, 0, 1, 0), value=step) for step, one in tables], dim=1)
         self._rows.clear()
         sigma, loss = table[3], table[4]
         finite, bands = loss.isfinite(), band_of(sigma)

@@ -51,7 +51,7 @@ class TrainingLog:
         self._since = time.perf_counter()
 
     def __enter__(self) -> TrainingLog:
-        self.accelerator.init_trackers("log", init_kwargs={"wandb": {"project": "trfpp"}} if self.config.wandb else {})
+        self.accelerator.init_trackers("log")
         main = self.accelerator.is_main_process
         # disable=None: no bar where nobody watches, such as a log file; there each log entry is a line.
         self._bar = tqdm(

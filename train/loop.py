@@ -27,7 +27,7 @@ from ..trf.sharding import is_sharded, whole
 from ..trf.sole import sole
 from .average import Average
 from .best import VALIDATION_FILE, Best, record, replay, trim
-from .binding import binding_settings
+from .binding import binding_settings, validation_digest
 from .checkpoint import CHECKPOINTS_FOLDER, check_binding, check_shared, list_checkpoints, resume, step_of
 from .data import RankOrder, loader
 from .fsdp import check_fsdp
@@ -108,6 +108,11 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.cache is not None:
         check_cache(config.cache, config.model, config.revision)
     cache = config.cache or find_cache(config.data, config.model, config.revision)
+    if len(set(gather_object([cache and cache.name]))) > 1:
+        raise ValueError(
+            f"data={str(config.data)!r}: its cache is there for some processes only; give all of them one folder that "
+            "they share, or copies with their caches."
+        )
     if cache is None:
         accelerator.print("the dataset's conditioning is not cached yet for this model: encoding it once.")
         cache = make_cache(config, accelerator)
@@ -143,8 +148,10 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         split = wrapped_optimizer = SplitOptimizer(accelerator, unet, optimizer)
         model = split.model
     best = Best(config.validation.best, config.validation.patience)
-    validations = config.output / VALIDATION_FILE
-    validated = replay(best, validations, start if existing else -1)
+    validations, manner = config.output / VALIDATION_FILE, validation_digest(config)
+    validated = replay(best, validations, start if existing else -1, manner)
+    if best.step and _is_anothers(config.output / "best", best.step, start):
+        best = Best(config.validation.best, config.validation.patience)
     log.metrics |= {f"validation {name}": value for name, value in (validated or {}).items()}
     if accelerator.is_main_process:
         trim(validations, start if existing else -1)
@@ -180,26 +187,36 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
         every = config.validation.every
         return every > 0 and (step == config.steps or step % every == 0)
 
-    def validate(step: int) -> None:
+    def validate(step: int) -> bool:
+        """Whether it was done; not if a signal came, and then on no process."""
+        log.review()  # what is not finite is no validation's business, and never the best
+        outcome = None
         # A sharded UNet runs on all processes or on none, whatever signal one of them may have got.
         if accelerator.is_main_process or sharded:
             # Compiled blocks are for training: validation calls them in other ways.
             with average.applied(), torch.compiler.set_stance("force_eager" if config.compile else "default"):
                 outcome = validator.run(unet, stopping=lambda: bool(stop.number) and not sharded)
-                if outcome is not None and accelerator.is_main_process:
-                    log.validation(step, outcome)
-                if outcome is not None and step and best.update(step, outcome.metrics):
-                    saver.best(step)
-                if outcome is not None and accelerator.is_main_process:
-                    record(validations, step, outcome.metrics)
-        accelerator.wait_for_everyone()
+                if outcome is not None:
+                    # Devices may round differently, but all processes that hold a part have to save it, or none.
+                    metrics = gather_object([outcome.metrics])[0] if sharded else outcome.metrics
+                    if accelerator.is_main_process:
+                        log.validation(step, outcome)
+                    if step and best.update(step, metrics):
+                        saver.best(step)
+                    if accelerator.is_main_process:
+                        record(validations, step, metrics, manner)
+        aborted = accelerator.is_main_process and outcome is None and bool(validator.clips)
+        return not _told_by_any(accelerator, aborted)
 
     agreed = Agreement(accelerator.num_processes)
     with StopRequest() as stop, log:
         # Of the base model, for comparison; or that of a checkpoint after which a run was killed.
         if _told_by_any(accelerator, due(start) and validated is None):
             with log.paused():
-                validate(start)
+                if not validate(start):
+                    if existing:
+                        raise Stopped(stop.number or signal.SIGTERM, existing[-1])
+                    raise KeyboardInterrupt(stop.number or signal.SIGTERM)
         done, stop_at = start, start if _told_by_any(accelerator, best.exhausted) else config.steps
         for step in range(start, stop_at):
             torch.manual_seed(derived_seed(config.seed, "dropout", step, accelerator.process_index))
@@ -219,7 +236,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
             # In fp16 the gradient scaler skips by itself.
             if not skipping or bool(norm.isfinite()):
                 wrapped_optimizer.step()
-                average.update()
+                if accelerator.scaler is None or bool(norm.isfinite()):
+                    average.update()
             wrapped_optimizer.zero_grad()
 
             done = step + 1
@@ -227,8 +245,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
             last_step = done == config.steps
             with log.paused():
                 saved = saver.checkpoint(done) if last_step or done % config.checkpoint.every == 0 else None
-                if due(done):
-                    validate(done)
+                if due(done) and not validate(done):  # it comes when the run goes on
+                    raise Stopped(stop.number or signal.SIGTERM, saved or saver.checkpoint(done))
             requested = agreed(stop.number)
             if requested and not last_step:
                 raise Stopped(requested, saved or saver.checkpoint(done))
@@ -254,6 +272,14 @@ def _told_by_any(accelerator: Accelerator, said: bool) -> bool:
     if accelerator.num_processes == 1:
         return said
     return bool(accelerator.gather(torch.tensor([said], device=accelerator.device)).any())
+
+
+def _is_anothers(kept: Path, step: int, start: int) -> bool:
+    """Whether the patch kept as the best is not that of `step`, by another metric; one after `start` comes again."""
+    if not kept.is_dir():
+        return True
+    of = read_card(kept).training_steps
+    return of != step and of <= start
 
 
 def is_finished(patch: Path, steps: int) -> bool:

@@ -139,7 +139,7 @@ def _unet(
     return unet.requires_grad_(False).eval()
 
 
-def _often(config: PretrainConfig) -> dict[str, int]:
+def _often(config: PretrainConfig) -> dict[str, Any]:
     return {"checkpoint_every": config.checkpoint_every, "log_every": config.log_every}
 
 

@@ -58,11 +58,7 @@ class Saver:
         self.review()  # or a bad weight would be all that is said, without its clip
         checkpoints = self.output / CHECKPOINTS_FOLDER
         path = checkpoints / f"step-{step:06d}"
-        if not all(bool(whole(parameter.isfinite().all())) for parameter in self.parameters):
-            raise FloatingPointError(
-                f"the adapter holds values that are not finite at step {step}, which was not saved; lower optim.lr. "
-                "Running again resumes from the last checkpoint, which is whole."
-            )
+        self._check(step)
         content = snapshot(self.unet, self.card.direction, self.optimizer(), self.average, self.origin)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
@@ -72,7 +68,13 @@ class Saver:
         return path
 
     def best(self, step: int) -> None:
-        """Write the patch as it is, of whichever weights the UNet holds, as the best so far."""
+        """Write the patch as it is, of whichever weights the UNet holds, as the best so far.
+
+        Raises:
+            FloatingPointError: if a weight is not finite.
+            OSError: if it cannot be written.
+        """
+        self._check(step)
         self._patch("best", step)
 
     def patch(self, step: int) -> Path:
@@ -81,6 +83,13 @@ class Saver:
             folder = self._patch("patch", step)
         self.accelerator.wait_for_everyone()
         return folder
+
+    def _check(self, step: int) -> None:
+        if not all(bool(whole(parameter.isfinite().all())) for parameter in self.parameters):
+            raise FloatingPointError(
+                f"the adapter holds values that are not finite at step {step}, which was not saved; lower optim.lr. "
+                "Running again resumes from the last checkpoint, which is whole."
+            )
 
     def _patch(self, name: str, step: int) -> Path:
         files = self.origin.saved(patch_files(self.unet, self.card.direction))

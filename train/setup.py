@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import WandBTracker
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
@@ -28,6 +29,7 @@ from ..data_prep.plan import Split
 from ..data_prep.shapes import shapes_of
 from ..trf.base import essential_config, fingerprint, load_config, resolved_revision
 from ..trf.patch import PatchCard
+from ..trf.settings import resolve
 from ..version import __version__
 from .buckets import buckets_of
 from .data import CachedSamples, Clip
@@ -51,7 +53,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     kind = ZeroAccelerator if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else Accelerator
     return kind(
         mixed_precision=config.precision,
-        log_with=["tensorboard", "wandb"] if config.wandb else "tensorboard",
+        log_with=["tensorboard", WandBTracker("trfpp")] if config.wandb else "tensorboard",
         project_dir=str(config.output),
         # Said here, or a launcher's environment would divide the gradient a second time.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -119,6 +121,7 @@ def make_validator(
     Its pairs are the first held-out clips; of several shapes, the first one of each, then the second one of each, ….
     """
     clips = load_clips(config.data, "validation")
+    recommended, _ = resolve({}, config.sampler.model_dump(exclude_none=True), {})
     ranked = [
         (rank, own, place)
         for own, bucket in enumerate(buckets_of(shapes_of(clips)))
@@ -131,7 +134,7 @@ def make_validator(
         card=card,
         clips=[clips[place] for _, _, place in sorted(ranked)[: config.validation.pairs]],
         samples=make_samples(config, cache, "validation", per_step=1, dropout=False),
-        num_inference_steps=config.validation.num_inference_steps,
+        num_inference_steps=min(config.validation.num_inference_steps, recommended.num_inference_steps),
         seed=config.validation.seed,
         dtype=dtype,
         device=device,

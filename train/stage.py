@@ -38,6 +38,10 @@ class StageSettings:
     """Steps of linear warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's moments."""
+    eps: float = 1e-8
+    """Added to its denominator."""
     max_grad_norm: float = 1.0
     """Clip the gradient's norm to this."""
     ema: float = 0.0
@@ -78,7 +82,9 @@ def fit(
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     fused = parameters[0].is_cuda
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(
+        parameters, settings.lr, settings.betas, settings.eps, settings.weight_decay, fused=fused
+    )
     average = [p.detach().clone() for p in parameters] if settings.ema else []
     checkpoint, curve = folder / f"{name}.checkpoint.safetensors", folder / f"{name}.csv"
     done, began = 0, 0
@@ -205,8 +211,12 @@ def _append(curve: Path, row: Mapping[str, float]) -> None:
 
 def _trim(curve: Path, done: int) -> None:
     """Drop the curve's lines after the checkpoint that a run goes on from."""
-    if curve.is_file():
-        header, *rows = curve.read_text(encoding="utf-8").splitlines()
-        kept = [row for row in rows if int(row.split(",")[0]) <= done]
-        with replacing(curve) as beside:
-            beside.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+    text = curve.read_text(encoding="utf-8") if curve.is_file() else ""
+    # What follows the last line end was cut off as it was written, by a full disk or a kill.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    if not lines:
+        curve.unlink(missing_ok=True)
+        return
+    kept = [lines[0], *(row for row in lines[1:] if int(row.split(",")[0]) <= done)]
+    with replacing(curve) as beside:
+        beside.write_text("\n".join(kept) + "\n", encoding="utf-8")

@@ -105,6 +105,7 @@ def _is_wider(layer: Any) -> bool:
     return (
         not torch.is_grad_enabled()
         and bool(names)
+        and not layer.merged  # fused: its weights hold them already
         and layer.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16)
         and all(is_plain(layer, name) for name in names)
     )

@@ -18,6 +18,8 @@ from torch.nn.utils import parametrize
 
 Quantization = Literal["nf4", "int8", "fp8"]
 FP8 = torch.float8_e4m3fn
+SMALLEST_SCALE = 2.0**-24
+"""The smallest number that half precision holds."""
 
 
 def quantize(unet: Any, how: Quantization) -> None:
@@ -84,7 +86,10 @@ def _eight_bits(linear: nn.Linear) -> nn.Module:
 
 
 class _Float8(nn.Module):
-    """Keeps a weight as 8-bit floats, scaled so that its largest is the format's largest."""
+    """Keeps a weight as 8-bit floats, scaled so that its largest is near the format's largest.
+
+    The scale is a power of two, which every precision holds exactly: rounded, it would be off for all of the weight.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -94,6 +99,7 @@ class _Float8(nn.Module):
         return kept.view(FP8).to(self.dtype) * scale.to(self.dtype)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        scale = weight.abs().max().float().clamp_min(torch.finfo(torch.float32).tiny) / torch.finfo(FP8).max
+        largest = weight.abs().max().float().clamp_min(SMALLEST_SCALE)
+        scale = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(FP8).max))).clamp_min(SMALLEST_SCALE)
         # As plain bytes, which every backend can send between processes.
         return (weight.float() / scale).to(FP8).view(torch.uint8), scale

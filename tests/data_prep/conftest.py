@@ -148,6 +148,7 @@ def write_bad(folder):
     encode(folder / "three.mp4", numbered(3))
     encode(folder / "slow.mp4", numbered(20), ticks=range(20), base=Fraction(1, 5))
     encode(folder / "stream.ts", numbered(48))
+    encode(folder / "hlg.mp4", numbered(48), pix_fmt="yuv420p10le", x264_params="transfer=arib-std-b67")
     return {
         "cut_off.mp4": "not a readable video",
         "flipped.mp4": "damaged after",
@@ -157,6 +158,7 @@ def write_bad(folder):
         "sound.mp4": "no video stream",
         "three.mp4": "too short: 3 frames",
         "slow.mp4": "runs at 5 fps, slower than the target of 10 fps",
+        "hlg.mp4": r"high dynamic range \(HLG\)",
         "stream.ts": "MPEG transport stream: decord does not find its frames",
     }
 
@@ -165,7 +167,14 @@ def write_bad(folder):
 def footage():
     """The functions above."""
     return SimpleNamespace(
-        numbered=numbered, number=number, encode=encode, set_rotation=set_rotation, height=HEIGHT, width=WIDTH, fps=FPS
+        numbered=numbered,
+        number=number,
+        encode=encode,
+        trim=trim,
+        set_rotation=set_rotation,
+        height=HEIGHT,
+        width=WIDTH,
+        fps=FPS,
     )
 
 

@@ -204,7 +204,7 @@ def test_same_source_same_rows(source, tmp_path):
 
 def test_nothing_found_names_every_reason(bad_files, tmp_path):
     folder, reasons = bad_files
-    with pytest.raises(ValueError, match="not one clip could be made of its 9 files") as raised:
+    with pytest.raises(ValueError, match="not one clip could be made of its 10 files") as raised:
         prepare(folder, tmp_path / "out", **{**SMALL, "num_frames": 60})
     assert all(f"  {name}: " in str(raised.value) for name in reasons)
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import time
 import zlib
 from fractions import Fraction
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -20,7 +21,7 @@ GOOD = [
     *["ten_bit.mp4", "ten_bit_hevc.mp4", "trimmed.mp4", "turned90.mp4", "turned180.mp4", "turned270.mp4"],
     *["untimed.avi", "vfr.mkv", "vfr.mp4", "vp9.webm"],
 ]
-BAD = ["cut_off.mp4", "flipped.mp4", "concealed.avi", "text.mp4", "empty.mp4", "sound.mp4", "stream.ts"]
+BAD = ["cut_off.mp4", "flipped.mp4", "concealed.avi", "text.mp4", "empty.mp4", "sound.mp4", "stream.ts", "hlg.mp4"]
 
 
 def numbers(footage, frames):
@@ -55,6 +56,34 @@ def test_frames_in_any_order_are_those_read_in_order(good_files, name):
     np.testing.assert_array_equal(video.read(picks), whole[picks])
     for pick in picks:
         np.testing.assert_array_equal(video.read([pick])[0], whole[pick])
+
+
+def test_hidden_frames_of_a_still_shot_are_not_counted(footage, tmp_path):
+    """Of a trimmed file, where the picture at one key frame is nearly that at the next."""
+    frames = np.repeat(footage.numbered(1), 124, axis=0)
+    for index in range(124):
+        frames[index, 40:44, index : index + 4] = 255
+    footage.encode(tmp_path / "whole.mp4", frames, g="30")
+    footage.trim(tmp_path / "whole.mp4", tmp_path / "trimmed.mp4", 30, 47)
+    video = open_video(tmp_path / "trimmed.mp4", sequence_fps=1)
+    picks = [5, 40, 60, 75]
+    assert len(video.timestamps) == 124 - 47
+    for pick in picks:
+        (frame,) = video.read([pick])
+        assert abs(int(frame[40:44].sum((0, 2)).argmax()) - (47 + pick)) <= 4
+
+
+def test_metadata_in_another_encoding_is_no_obstacle(footage, tmp_path):
+    file = tmp_path / "old.avi"
+    with av.open(str(file), "w") as container:
+        container.metadata["title"] = "cafe0"
+        stream = container.add_stream("mpeg4", rate=footage.fps)
+        stream.height, stream.width, stream.pix_fmt = footage.height, footage.width, "yuv420p"
+        for pixels in footage.numbered(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    file.write_bytes(file.read_bytes().replace(b"cafe0", "café".encode("latin-1") + b" "))
+    assert numbers(footage, open_video(file, sequence_fps=1).read([3, 7])) == [3, 7]
 
 
 def test_nothing_is_decoded_ahead_after_a_read(tmp_path):
@@ -170,6 +199,12 @@ def test_find_videos_recurses_in_natural_order(tmp_path):
     found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)]
     assert found == ["clip2.MP4", "clip10.mp4", "shots", "sub/b.webm"]
     assert find_videos(tmp_path / "clip10.mp4") == [tmp_path / "clip10.mp4"]
+    elsewhere = tmp_path / "sub" / "elsewhere"
+    elsewhere.symlink_to(tmp_path, target_is_directory=True)  # round in a circle
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "day1").symlink_to(tmp_path / "shots", target_is_directory=True)
+    assert [path.relative_to(tmp_path / "links").as_posix() for path in find_videos(tmp_path / "links")] == ["day1"]
+    assert len(find_videos(tmp_path)) == 4
     with pytest.raises(ValueError, match="no such file or folder"):
         find_videos(tmp_path / "nowhere")
 

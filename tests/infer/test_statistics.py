@@ -65,3 +65,22 @@ def test_what_cannot_be_estimated_is_refused():
         mean_interval([])
     with pytest.raises(ValueError, match="2 values against 1"):
         paired_interval([1.0, 2.0], [1.0])
+
+
+def test_pairs_of_one_film_do_not_prove_each_other():
+    """Twenty clips of each of five films, which are alike within a film: as sure as five values, not as a hundred."""
+    generator = np.random.default_rng(0)
+    of_film = generator.normal(0, 1, 5)
+    films = np.repeat(np.arange(5), 20)
+    values = of_film[films] + generator.normal(0, 0.01, 100)
+    alone, grouped, five = mean_interval(values), mean_interval(values, groups=films.tolist()), mean_interval(of_film)
+    assert grouped.value == pytest.approx(alone.value)
+    assert grouped.high - grouped.low == pytest.approx(five.high - five.low, rel=0.02)
+    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+    other = values + 0.5 + 0.2 * of_film[films]
+    paired = paired_interval(values, other, groups=films.tolist())
+    assert paired.high - paired.low == pytest.approx(0.2 * (five.high - five.low), rel=0.1)
+    each = [f"pair {number}" for number in range(100)]
+    assert mean_interval(values, groups=each) == alone
+    assert math.isnan(mean_interval([1.0, 2.0], groups=["a", "a"]).low)
+    assert mean_interval([1.0, 2.0, 6.0], groups=["a", "a", "b"]).value == 3

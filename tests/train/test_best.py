@@ -35,27 +35,57 @@ def test_replaying_gives_the_same_and_trimming_drops_what_comes_again(tmp_path):
     file, whole = tmp_path / "metrics.jsonl", Best("loss", 2)
     rows = [{"step": step, "loss": loss} for step, loss in ((0, 0.1), (2, 0.5), (4, 0.4), (6, 0.45), (8, 0.46))]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    replay(whole, file, 8)
+    replay(whole, file, 8, "one")
     assert (whole.step, whole.since, whole.exhausted) == (4, 2, True)  # the base model, step 0, does not count
     part = Best("loss", 2)
-    replay(part, file, 6)
+    replay(part, file, 6, "one")
     assert (part.step, part.since) == (4, 1)
     trim(file, 6)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 2, 4, 6]
-    assert replay(Best("loss"), tmp_path / "nothing.jsonl", 8) is None
+    assert replay(Best("loss"), tmp_path / "nothing.jsonl", 8, "one") is None
 
 
 def test_a_line_cut_off_is_no_validation_and_goes(tmp_path):
     file, best = tmp_path / "validation.jsonl", Best("loss")
     for step, loss in ((2, 0.5), (4, 0.4), (6, 0.3)):
-        record(file, step, {"loss": loss})
-    assert replay(Best("loss"), file, 6) == {"loss": 0.3}
+        record(file, step, {"loss": loss}, "one")
+    assert replay(Best("loss"), file, 6, "one") == {"loss": 0.3}
     file.write_text(file.read_text()[:-9])
-    assert replay(best, file, 6) is None
+    assert replay(best, file, 6, "one") is None
     assert (best.step, best.value) == (4, 0.4)
     trim(file, 6)
-    record(file, 6, {"loss": 0.3})
+    record(file, 6, {"loss": 0.3}, "one")
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [2, 4, 6]
+
+
+def test_what_was_measured_in_another_manner_is_not_compared(tmp_path):
+    file, best = tmp_path / "validation.jsonl", Best("disagreement")
+    record(file, 2, {"inner_psnr": 20.0}, "by vibid")
+    record(file, 4, {"inner_psnr": 21.0, "disagreement": 0.4}, "by trf")
+    assert replay(best, file, 4, "by trf") == {"inner_psnr": 21.0, "disagreement": 0.4}
+    assert (best.step, best.since) == (4, 0)
+    assert replay(Best("inner_psnr"), file, 2, "by trf") is None
+
+
+def test_another_metric_begins_anew_and_another_sampler_too(config, train_here):
+    """A run that goes on keeps in `best` what is the best by its own metric."""
+    run = config("run", steps=2, optim={"schedule": "constant"}, validation={**VALIDATION, "best": "loss"})
+    train_here(run)
+    kept = read_card(run.output / "best").training_steps
+    lines = [json.loads(line) for line in (run.output / "validation.jsonl").read_text().splitlines()]
+    assert len({line["manner"] for line in lines}) == 1
+    lines = [{**line, "inner_psnr": -line["step"] if kept == 2 else line["step"]} for line in lines]
+    (run.output / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = config("run", steps=3, optim={"schedule": "constant"}, validation={**VALIDATION, "best": "inner_psnr"})
+    train_here(more)
+    assert read_card(run.output / "best").training_steps == 3  # whatever it has: the earlier best's weights are gone
+    sampled = config(
+        "run", steps=4, optim={"schedule": "constant"}, validation=VALIDATION, sampler={"sampler": "trf++"}
+    )
+    train_here(sampled)
+    lines = [json.loads(line) for line in (run.output / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 3, 4]  # where it went on with another sampler, once more
+    assert [line["manner"] == lines[-1]["manner"] for line in lines] == 4 * [False] + 2 * [True]
 
 
 @pytest.mark.parametrize("at", ["generation", "record"])

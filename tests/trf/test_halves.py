@@ -230,6 +230,17 @@ def test_weights_cannot_serve_halves_that_differ(unet, rows, make_patch):
         assert relative(halved(unet, rows), live) < 1e-4
 
 
+@torch.no_grad()
+def test_fused_in_half_precision_it_acts_once(tiny_model, rows, make_patch):
+    unet = load_component(tiny_model, "unet", dtype=torch.bfloat16).eval()
+    rows = [value.bfloat16() for value in rows]
+    base = halved(unet, rows).float()
+    load_patch(unet, make_patch(), "it")
+    live = halved(unet, rows).float()
+    adapters.fuse(unet)
+    assert relative(halved(unet, rows).float(), live) < 0.3 * relative(live, base)
+
+
 @pytest.mark.parametrize("scale", [(1.0,), (1, 2, 3), "ab", ("1", "0")])
 def test_a_scale_is_a_number_or_a_pair(unet, make_patch, scale):
     with pytest.raises(ValueError, match="give a number, or a pair"):
