@@ -158,7 +158,7 @@ def write_bad(folder):
         "sound.mp4": "no video stream",
         "three.mp4": "too short: 3 frames",
         "slow.mp4": "runs at 5 fps, slower than the target of 10 fps",
-        "hlg.mp4": r"high dynamic range \(HLG\)",
+        "hlg.mp4": "high dynamic range",
         "stream.ts": "MPEG transport stream: decord does not find its frames",
     }
 
