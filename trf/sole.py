@@ -42,7 +42,7 @@ def sole(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # gone with the folder, or not empty
-            file.unlink()  # nobody waits for it, so it need not stay
-            lock.release()
+        file.unlink(missing_ok=True)  # nobody waits for it, so it need not stay
+        lock.release()
+        with suppress(OSError):  # gone, or not empty
             output.rmdir()

@@ -78,6 +78,14 @@ def test_csv_with_everything(folder):
     assert (two.truth, two.fps, two.motion_bucket_id, two.num_frames, two.seed, two.video) == (None,) * 6
 
 
+def test_numbers_in_csv_keep_every_digit(folder):
+    path = write(folder, "m.csv", f"loop,seed,num_frames\na.png,{2**53 + 1},12.0\n")
+    (one,) = read_manifest(path)
+    assert (one.seed, one.num_frames) == (2**53 + 1, 12)
+    with pytest.raises(ValueError, match="line 2: more cells than the header has columns"):
+        read_manifest(write(folder, "more.csv", "loop,seed\na.png,1,2\n"))
+
+
 def test_jsonl_with_blank_lines(folder):
     rows = [{"start": "a.png", "end": "b.png", "seed": 2**60 + 1}, {"id": "x", "loop": "a.png"}]
     path = write(folder, "m.jsonl", "\n\n".join(map(json.dumps, rows)))

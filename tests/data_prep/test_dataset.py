@@ -236,6 +236,19 @@ def test_an_interrupted_run_leaves_the_old_dataset(source, tmp_path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_a_file_that_was_mended_in_its_place_is_noticed(source, tmp_path):
+    prepare(source, tmp_path / "out", **SMALL)
+    file = next(source.glob("*.mp4"))
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    with pytest.raises(ValueError, match=rf"since then {file.name} of the source changed"):
+        prepare(source, tmp_path / "out", **SMALL)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    del report["sources"]  # of an earlier version, which did not say
+    (tmp_path / "out" / "report.json").write_text(json.dumps({**report, "of another version": 1}))
+    assert prepare(source, tmp_path / "out", **SMALL).already_there
+
+
 def test_overwrite_replaces_and_new_files_are_noticed(source, tmp_path):
     prepare(source, tmp_path / "out", **SMALL)
     (source / "new.mp4").write_text("no video")

@@ -246,11 +246,40 @@ def test_unreadable_pairs_are_reported_and_the_rest_goes_on(settings, tmp_path):
     assert json.loads((config.output / "summary.json").read_text())["pairs"] == 1
 
 
+def test_a_later_pair_that_was_told_otherwise_is_noticed(settings, tmp_path):
+    """Although the first pair's fps, which stands for all in the recipe, is the same."""
+    evaluate(settings())
+    told = SMALL.model_copy(update={"fps": 5.0})
+    with pytest.raises(ValueError, match="measured with another fps"):
+        evaluate(settings(sampler=told))
+    evaluate(settings(sampler=told, output=tmp_path / "told"))
+    assert compare(tmp_path / "out", tmp_path / "told").changed == ["sampler.fps"]
+
+
+def test_other_footage_by_the_same_name_is_not_compared(settings, world, tmp_path):
+    evaluate(settings(baseline="cross_fade"))
+    film = open_video(world[1].parent / "linear-00003.mp4", 1).read(range(FRAMES))
+    other = write_pairs(tmp_path / "pairs", {"film0": film})
+    evaluate(settings(baseline="cross_fade", data=other, output=tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"pair film0 of .* has other frames than that of"):
+        compare(tmp_path / "out", tmp_path / "other")
+
+
+def test_pairs_of_one_film_stand_together(settings, world, tmp_path):
+    films = {f"part{n}": open_video(world[1].parent / f"linear-{n:05d}.mp4", 1).read(range(FRAMES)) for n in range(3)}
+    manifest = write_pairs(tmp_path / "pairs", films, video="one.mp4")
+    summary = evaluate(settings(baseline="cross_fade", data=manifest))
+    assert summary["metrics"]["inner_psnr"]["pairs"] == 3
+    assert summary["metrics"]["inner_psnr"]["low"] is None  # one film says nothing of others
+
+
 def test_what_cannot_be_measured_is_said_before_weights_are_loaded(settings, world, tmp_path):
     with pytest.raises(ValueError, match=r"8 frames would be made, but its truth has 4; give sampler\.num_frames=4"):
         evaluate(settings(sampler=SMALL.model_copy(update={"num_frames": 8})))
     with pytest.raises(ValueError, match=r"holds no held-out pairs \(pairs/pairs\.jsonl\); give a dataset"):
         evaluate(settings(data=tmp_path))
+    with pytest.raises(ValueError, match="no such dataset or manifest"):
+        evaluate(settings(data=tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"truth='.*none\.jsonl': cannot be read"):
         evaluate(settings(truth=tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match="no ground truth as"):

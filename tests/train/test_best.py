@@ -3,6 +3,7 @@ stop early."""
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -115,6 +116,41 @@ def test_a_run_killed_during_its_last_validation_makes_it_when_it_goes_on(config
         assert {k: v for k, v in ours.metrics.items() if "validation" in k} == {
             k: v for k, v in theirs.metrics.items() if "validation" in k
         }
+
+
+@pytest.mark.parametrize("number", [1, 2, 3], ids=["of the base", "on the way", "the last one"])
+def test_a_validation_that_a_signal_cuts_off_comes_when_the_run_goes_on(config, train_here, monkeypatch, number):
+    settings = dict(steps=2, validation={**VALIDATION, "pairs": 2, "best": "loss"})
+    whole, run = config("whole", **settings), config("run", **settings)
+    train_here(whole)
+    real, calls = validate.Validator._generate, []
+
+    def asked_to_stop(*args):
+        calls.append(1)
+        if len(calls) == 2 * number - 1:  # in the first pair of that validation
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(validate.Validator, "_generate", asked_to_stop)
+    with pytest.raises(KeyboardInterrupt if number == 1 else loop.Stopped):
+        train_here(run)
+    steps = [path.name for path in list_checkpoints(run.output / "checkpoints")]
+    assert steps[-1:] == [[], ["step-000001"], ["step-000002"]][number - 1]  # where the validation was to be
+    monkeypatch.undo()
+    train_here(run)
+    assert (run.output / "validation.jsonl").read_text() == (whole.output / "validation.jsonl").read_text()
+    ours, theirs = (read_card(one.output / "patch") for one in (run, whole))
+    assert ours.metrics["validation loss"] == theirs.metrics["validation loss"]
+
+
+def test_weights_that_are_not_finite_are_never_the_best(config, train_here):
+    """Although a video of nothing but NaN, as pixels, is as near the truth as any black one."""
+    run = config(
+        steps=6, log_every=6, optim={"lr": 1e39, "warmup_steps": 0}, validation={**VALIDATION, "best": "inner_psnr"}
+    )
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        train_here(run)
+    assert not (run.output / "best").exists()
 
 
 def test_patience_that_ends_with_a_validation_made_late_ends_the_run(config, train_here, monkeypatch):

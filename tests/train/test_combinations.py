@@ -130,6 +130,18 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
         ({"optim": {"name": "prodigy", "lr": 1e-4}}, "set optim.lr=1"),
         ({"optim": {"name": "adamw_schedulefree", "schedule": "cosine"}}, "averages the weights itself"),
         ({"optim": {"name": "adamw_schedulefree"}, "ema": 0.9}, "averages the weights itself"),
+        (
+            {
+                "optim": {"name": "adamw_schedulefree"},
+                "direction": "both",
+                "objective": {"alternate_directions": True},
+            },
+            "counts steps that objective.alternate_directions gives to the other",
+        ),
+        (
+            {"lora": {"init": "pissa"}, "sampler": {"patch_frames": [(0.0, 0.0), (1.0, 1.0)]}},
+            "lora.init=pissa trains parts of the base itself",
+        ),
     ],
 )
 def test_what_cannot_work_together_is_said_before_anything_loads(config, settings, said):

@@ -235,6 +235,29 @@ def test_the_8_bit_optimizer_trains(config, train_here):
     assert all(bool(value.isfinite().all()) for value in weights(patch).values())
 
 
+def test_weights_and_biases_gets_the_same(config, train_here, tmp_path, monkeypatch):
+    """A stand-in for its client, which wants an account: the calls are accelerate's own."""
+    (tmp_path / "client").mkdir()
+    (tmp_path / "client" / "wandb.py").write_text(
+        "calls = []\n"
+        "class Run:\n"
+        "    def log(self, values, **kwargs): calls.append((kwargs.get('step'), sorted(values)))\n"
+        "    def finish(self): calls.append('finished')\n"
+        "def init(**kwargs):\n"
+        "    calls.append(kwargs)\n"
+        "    return Run()\n"
+        "def Image(picture, **kwargs): return picture\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "client")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    train_here(config(wandb=True, steps=2, validation={"every": 2, "pairs": 1, "num_inference_steps": 1}))
+    calls = sys.modules["wandb"].calls
+    assert calls[0] == {"project": "trfpp"}
+    assert any(isinstance(call, tuple) and call[0] == 2 and "train/loss" in call[1] for call in calls)
+    assert any(isinstance(call, tuple) and any(name.startswith("validation/") for name in call[1]) for call in calls)
+    monkeypatch.delitem(sys.modules, "wandb")
+
+
 def test_no_vae_and_no_clip_tower_are_loaded_for_training(config, train_here, monkeypatch):
     from trfpp.train import model, validate
 

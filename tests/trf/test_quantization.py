@@ -57,3 +57,18 @@ def test_eight_bit_floats_are_scaled_to_their_range():
     expected = torch.tensor([[0.0, 1.75, -3.5, 0.875], [3.5 / 2**14, 1.75, 0.4375, -0.25]])
     torch.testing.assert_close(linear.weight, expected, rtol=1e-6, atol=0)
     assert linear.parametrizations.weight.original0.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1, 1.3, 1.7])
+def test_half_precision_holds_what_eight_bit_floats_keep(factor):
+    """A scale that it rounded would be off for all of the weight, where the format is off to either side."""
+    half = nn.Linear(256, 256, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        half.weight.copy_(factor * torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))
+    full = nn.Linear(256, 256, bias=False)
+    full.load_state_dict(half.state_dict())
+    weight = full.weight.detach().clone()
+    quantize(half, "fp8")
+    quantize(full, "fp8")
+    assert torch.equal(half.weight.float(), full.weight)
+    assert float((full.weight - weight).norm() / weight.norm()) < 0.03
