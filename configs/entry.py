@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
 # Before pydantic is imported: its errors are for people here, who have no use for links to its manual.
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from ..trf.endings import interrupt_on_endings
 from ..trf.scarcity import lacks_memory
 from .load import command_line
 from .schema import Settings
@@ -24,18 +25,20 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     """Run one command; returns the exit status: 0, 2 for a mistake of the user's, 130 after Ctrl-C, or `work`'s own.
 
     Asking for more memory than the device has is such a mistake. With TRFPP_DEBUG=1 in the environment a mistake comes
-    with its traceback.
+    with its traceback. Where nobody reads what the command prints any more it ends without a word, with status 141.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe too: one looks there how far a run is
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
-    # As Ctrl-C, so that half-written results are removed; training replaces this by saving first.
-    signal.signal(signal.SIGTERM, interrupted)
+    interrupt_on_endings()  # training replaces this by saving first
     try:
         return work(command_line(settings, command, argv)) or 0
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _unread(sys.stdout.fileno()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+            return 128 + signal.SIGPIPE
         scarce = lacks_memory(error)
         if os.environ.get("TRFPP_DEBUG") or (isinstance(error, RuntimeError) and not scarce):
             raise
@@ -49,11 +52,13 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
+def _unread(output: int) -> bool:
+    """Whether nobody reads a pipe any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(output, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _rank() -> str:
     """Which of several processes of a launcher this is."""
     return f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-
-
-def interrupted(number: int, frame: FrameType | None) -> None:
-    """A signal as Ctrl-C, which also says which one it was."""
-    raise KeyboardInterrupt(number)

@@ -14,9 +14,9 @@ from typing import Protocol
 
 import torch
 
-from ..configs.entry import interrupted
 from ..train.loop import Stopped
 from ..train.stage import StageStopped
+from ..trf.endings import interrupt_on_endings
 from .log import add_line
 from .plan import Run
 from .work import perform
@@ -158,7 +158,7 @@ def _apart(output: Path, run: Run, threads: int, told: Connection) -> None:
     # Ctrl-C reaches all processes of a terminal's group, and a second signal ends a training at once: only the study's
     # own may come here.
     os.setpgrp()
-    signal.signal(signal.SIGTERM, interrupted)  # so that half-written results are removed
+    interrupt_on_endings()
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     words = _words(output, run)

@@ -1,7 +1,9 @@
 """The command line: help, recipes, overrides, errors that name the nearest valid key; machine files; the README's words."""
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +269,17 @@ def test_unknown_commands_recipes_and_files_name_the_nearest(capsys):
     assert "did you mean the recipe 'svd_xt'?" in capsys.readouterr().err
     assert main(["train", "nowhere.yaml"]) == 2
     assert "nowhere.yaml: no such file" in capsys.readouterr().err
+
+
+def test_a_reader_who_has_seen_enough_is_told_nothing():
+    """As in `trfpp train --help | head`."""
+    words = [sys.executable, "-m", "trfpp", "train", "--help"]
+    ours, its = os.pipe()
+    os.close(ours)
+    done = subprocess.run(words, stdout=its, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(its)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ""
 
 
 def test_a_mistake_is_one_sentence_and_status_2(tmp_path):

@@ -27,6 +27,7 @@ from ..data_prep.latents import read_clip
 from ..data_prep.shapes import Shape
 from ..trf.conditioning import micro_conditioning
 from ..trf.edm import log_normal_sigmas
+from ..trf.endings import ENDINGS
 from ..trf.patch import Direction
 from ..trf.seeds import derived_seed
 from .buckets import buckets_of, schedule
@@ -218,5 +219,5 @@ def loader(samples: CachedSamples, order: RankOrder, workers: int) -> DataLoader
 
 def _leave_signals_to_the_loop(worker: int) -> None:
     """Ctrl-C and schedulers signal the whole process group; a worker that died of it would take the loop along."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (*ENDINGS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

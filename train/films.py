@@ -89,7 +89,9 @@ class FilmShelf:
 
 def _prepare_worker() -> None:
     cv2.setNumThreads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that asks for films ends these
+    # What a terminal sends reaches all processes; the one that asks for films ends these.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

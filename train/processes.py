@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import torch
 
+from ..trf.endings import ENDINGS, leave_terminal, shut_out
+
 
 def asked_of_accelerate(arguments: Sequence[str]) -> int | None:
     """The number of processes an `accelerate launch` command line (or its machine file) asks for; `None` if none."""
@@ -113,16 +115,20 @@ class Agreement:
 
 
 class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a request that the loop honours at its next step; another Ctrl-C ends at once."""
+    """Turns SIGTERM, Ctrl-C and the hangup of a terminal into a request that the loop honours at its next step.
 
-    signals = (signal.SIGTERM, signal.SIGINT)
+    Another Ctrl-C ends at once.
+    """
+
+    signals = (*ENDINGS, signal.SIGINT)
 
     def __init__(self) -> None:
         self.number = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._handle) for number in self.signals}
+        taken = [number for number in self.signals if not shut_out(number)]
+        self._before = {number: signal.signal(number, self._handle) for number in taken}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,6 +137,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
+        leave_terminal(number)
         # Schedulers send SIGTERM again while the checkpoint is saved; who presses Ctrl-C again will not wait for it.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for ending in ENDINGS:
+            signal.signal(ending, signal.SIG_IGN)
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])

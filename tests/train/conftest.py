@@ -75,16 +75,20 @@ def train_here():
 
 @pytest.fixture
 def train_elsewhere(tmp_path):
-    """Starts `python -m trfpp.train` in a new process (or under a launcher) and returns it, output piped."""
+    """Starts `python -m trfpp.train` in a new process (or under a launcher) and returns it.
 
-    def start(config, launcher=(sys.executable,), start_new_session=False, **environment):
+    Its output is piped, or goes to a terminal.
+    """
+
+    def start(config, launcher=(sys.executable,), start_new_session=False, terminal=None, **environment):
         file = tmp_path / f"{config.output.name}.yaml"
         file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return subprocess.Popen(
             [*launcher, "-m", "trfpp.train", str(file)],
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=terminal,
+            stdout=terminal or subprocess.PIPE,
+            stderr=terminal or subprocess.PIPE,
             text=True,
             start_new_session=start_new_session,
         )

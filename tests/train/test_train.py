@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import termios
 from statistics import median
 
 import pytest
@@ -355,6 +356,34 @@ def test_a_signal_saves_first_and_the_run_goes_on(config, train_elsewhere, train
     assert code == 0, err
     ended, expected = weights(run.output / "patch"), weights(whole.output / "patch")
     assert all(torch.equal(ended[key], expected[key]) for key in expected)
+
+
+def test_a_run_is_saved_when_its_terminal_is_closed(config, train_elsewhere):
+    """Nothing can be written there any more, also not by a progress bar before the checkpoint."""
+    run = config(steps=2000, log_every=1, checkpoint={"every": 5000})
+    ours, its = os.openpty()
+    termios.tcsetwinsize(its, (24, 120))  # a bar needs room
+    process = train_elsewhere(run, launcher=("setsid", "--ctty", sys.executable), terminal=its)
+    os.close(its)
+    shown = b""
+    while b" 2/2000 " not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=180) == 128 + signal.SIGHUP
+    (saved,) = (run.output / "checkpoints").iterdir()
+    assert 0 < json.loads((saved / "state.json").read_text())["step"] < 2000
+
+
+def test_a_run_under_nohup_outlives_its_terminal(config, train_elsewhere):
+    run = config(steps=20)
+    process = train_elsewhere(run, launcher=("nohup", sys.executable))
+    said = ""
+    while "step 2 of 20" not in said and process.poll() is None:
+        said = process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert (run.output / "patch").is_dir()
 
 
 def test_only_ctrl_c_hurries_a_run_that_is_asked_to_stop():
