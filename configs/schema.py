@@ -346,7 +346,7 @@ class WorldsConfig(Settings):
 
     world: Literal["base", "linear", "views", "loop", "irreversible", "control"]
     """base: little motion of every kind; linear: travellers; views: a camera around solids; loop: circling comets;
-    irreversible: what cannot run backwards; control: discs whose direction nothing shows."""
+    irreversible: what cannot run backwards; control: discs that go round either way, which nothing shows."""
     output: Path
     """Folder of the films and of truth.jsonl."""
     count: Positive

@@ -7,7 +7,7 @@ Film `i` of a world depends on the seed and on `i` alone. The worlds:
     views         a camera that orbits solids on a turntable by 45 to 90 degrees, always the same way round
     loop          comets that go round once, head first: the last frame is the first
     irreversible  balls that fall and bounce, glasses that fill, stems that grow
-    control       discs that travel far, in a direction that nothing shows
+    control       discs that go far round a pole, either way, which nothing shows
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ..trf.replace import replacing
+from .worlds.control import control
 from .worlds.film import Film, Pace
 from .worlds.irreversible import irreversible
-from .worlds.linear import control, linear
+from .worlds.linear import linear
 from .worlds.loop import loop
 from .worlds.views import Scene as TurntableScene
 from .worlds.views import draw_scene, views

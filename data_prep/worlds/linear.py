@@ -1,4 +1,4 @@
-"""Things that travel along their front, in a straight line, far; and discs without a front, as a control."""
+"""Things that travel along their front, in a straight line, far."""
 
 from __future__ import annotations
 
@@ -22,19 +22,12 @@ def linear(generator: np.random.Generator, num_frames: int, side: int, pace: Pac
         travel, way = generator.uniform(0.35, 0.60), heading
     else:
         travel, way = log_uniform(generator, 0.01, 0.2), generator.uniform(0, 2 * np.pi)
-    path = _path(generator, num_frames, travel, way, margin=LENGTH * radius)
-    return _film(generator, path, heading, radius, side, "traveller")
+    path = straight(generator, num_frames, travel, way, margin=LENGTH * radius)
+    canvas = Canvas(side)
+    return filmed(generator, canvas, ground(generator, canvas), path, heading, radius)
 
 
-def control(generator: np.random.Generator, num_frames: int, side: int, pace: Pace) -> Film:
-    """A disc that goes as far as the travellers do; no frame tells in which direction."""
-    radius = generator.uniform(0.12, 0.16)
-    travel = generator.uniform(0.35, 0.60) if pace == "full" else log_uniform(generator, 0.01, 0.2)
-    path = _path(generator, num_frames, travel, generator.uniform(0, 2 * np.pi), margin=radius)
-    return _film(generator, path, None, radius, side, "disc")
-
-
-def _path(generator: np.random.Generator, num_frames: int, travel: float, way: float, margin: float) -> np.ndarray:
+def straight(generator: np.random.Generator, num_frames: int, travel: float, way: float, margin: float) -> np.ndarray:
     """Positions `[F, 2]` at constant velocity, with the thing inside the frame all the way."""
     step = travel * np.array([np.cos(way), np.sin(way)])
     low, high = margin + np.maximum(0, -step), 1 - margin - np.maximum(0, step)
@@ -44,12 +37,16 @@ def _path(generator: np.random.Generator, num_frames: int, travel: float, way: f
     return path
 
 
-def _film(
-    generator: np.random.Generator, path: np.ndarray, heading: float | None, radius: float, side: int, kind: str
+def filmed(
+    generator: np.random.Generator,
+    canvas: Canvas,
+    background: np.ndarray,
+    path: np.ndarray,
+    heading: float | None,
+    radius: float,
 ) -> Film:
-    canvas = Canvas(side)
+    """A thing that is at `path` `[F, 2]` over a background; a traveller that faces `heading`, or a disc without one."""
     x, y = canvas.points
-    background = ground(generator, canvas)
     colour, coat = vivid(generator), draw_texture(generator, 0.12, 0.3)
     pale, dark = np.array([250.0, 245.0, 225.0]), np.array([25.0, 25.0, 30.0])
     cos, sin = np.cos(heading or 0.0), np.sin(heading or 0.0)
@@ -66,4 +63,5 @@ def _film(
                 near = 0.24 * radius - np.hypot(along - 0.95 * radius, across - eye * radius)
                 body = blend(body, canvas.inside(near), dark)
         images.append(blend(background, canvas.inside(radius - np.hypot(along / length, across)), body))
-    return Film(to_frames(images), draw_fps(generator), kind, path * side, colour, radius * side)
+    kind = "disc" if heading is None else "traveller"
+    return Film(to_frames(images), draw_fps(generator), kind, path * canvas.side, colour, radius * canvas.side)

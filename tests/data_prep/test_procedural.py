@@ -115,6 +115,21 @@ def test_a_loop_closes_and_its_tail_is_behind(index):
         assert beside(-0.6 * turn) > beside(0.6 * turn) + 0.15
 
 
+def test_where_a_control_disc_is_does_not_tell_which_way_it_goes():
+    """Nor where it ends which way it came: in every quarter of the frame as many go either way round."""
+    paths = np.array([film("control", 0, index, 3, 16).positions / 16 for index in range(600)])
+    assert paths.min() > 0.08
+    assert paths.max() < 0.92
+    travelled = np.linalg.norm(np.diff(paths, axis=1), axis=2).sum(1)  # along two chords, which are a little shorter
+    assert 0.3 < travelled.min() < travelled.max() < 0.62
+    (before, after) = np.moveaxis(np.diff(paths, axis=1), 1, 0)
+    clockwise = before[:, 0] * after[:, 1] > before[:, 1] * after[:, 0]
+    for bound in (paths[:, 0], paths[:, -1]):
+        quarter = 2 * (bound[:, 0] > 0.5) + (bound[:, 1] > 0.5)
+        shares = [clockwise[quarter == number].mean() for number in range(4)]
+        assert 0.38 < min(shares) < max(shares) < 0.62
+
+
 def test_the_base_moves_much_less_than_any_domain():
     def median(world):
         return np.median([motion_score(one.frames, one.fps) for one in (film(world, 0, i) for i in range(12))])
