@@ -121,7 +121,7 @@ class AtOnce:
         if process.exitcode in (STOPPED, -signal.SIGTERM, -signal.SIGINT):
             raise KeyboardInterrupt(signal.SIGTERM)
         error = f"its process ended with status {process.exitcode}; see {_words(self.output, run)}"
-        add_line(self.output, run, 0.0, error)
+        add_line(self.output, run, 0.0, error=error)
         return run, error
 
     def stop(self) -> None:
@@ -142,15 +142,17 @@ def attempt(output: Path, run: Run) -> str | None:
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM.
     """
-    began, error = time.perf_counter(), None
+    began, became = time.perf_counter(), {}
     try:
         perform(output, run)
+        became = {"digest": run.digest}
     except (Stopped, StageStopped) as stopped:  # asked to stop, with a checkpoint saved
         raise KeyboardInterrupt(stopped.number) from None
     except Exception as failure:  # of whatever kind: a night's other runs are not to wait for it
-        error = f"{type(failure).__name__}: {failure}" if not isinstance(failure, ValueError) else str(failure)
-    add_line(output, run, time.perf_counter() - began, error)
-    return error
+        became = {"error": str(failure) if isinstance(failure, ValueError) else f"{type(failure).__name__}: {failure}"}
+    finally:
+        add_line(output, run, time.perf_counter() - began, **became)
+    return became.get("error")
 
 
 def _apart(output: Path, run: Run, threads: int, told: Connection) -> None:

@@ -13,17 +13,31 @@ LOG_FILE = "study.jsonl"
 
 
 def read_log(output: Path) -> list[dict[str, Any]]:
-    """All lines, oldest first: `name`, `kind`, `seconds`, `expected` seconds, and `digest`, or `error` if it failed."""
+    """All lines, oldest first: `name`, `kind`, `seconds`, `expected` seconds, and `digest` once it is done, or `error`.
+
+    A run that was interrupted has neither.
+    """
     file = output / LOG_FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def add_line(output: Path, run: Run, seconds: float, error: str | None) -> None:
-    """Write down what became of a run."""
+def add_line(output: Path, run: Run, seconds: float, **became: str) -> None:
+    """Write down what became of a run: its `digest`, or an `error`, or nothing."""
     line = {"name": run.name, "kind": run.kind, "seconds": round(seconds, 2), "expected": round(run.seconds, 2)}
     output.mkdir(parents=True, exist_ok=True)
     with (output / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line | ({"error": error} if error else {"digest": run.digest})) + "\n")
+        file.write(json.dumps(line | became) + "\n")
+
+
+def seconds_taken(output: Path) -> dict[str, float]:
+    """What every run took by its name, all goes of it together, since it was last done with other settings."""
+    taken: dict[str, tuple[str, float]] = {}
+    for line in read_log(output):
+        name, digest = line["name"], line.get("digest", "")
+        before, seconds = taken.get(name, ("", 0.0))
+        anew = before and digest and digest != before
+        taken[name] = (digest or before, line["seconds"] + (0.0 if anew else seconds))
+    return {name: seconds for name, (_, seconds) in taken.items()}
 
 
 def outdated(output: Path, runs: Iterable[Run]) -> Collection[str]:
@@ -34,10 +48,10 @@ def outdated(output: Path, runs: Iterable[Run]) -> Collection[str]:
 
 def expected(output: Path, runs: Iterable[Run]) -> float:
     """Seconds that runs will take, from what runs of their kind took so far."""
+    done, taken = {line["name"]: line for line in read_log(output) if "digest" in line}, seconds_taken(output)
     took: dict[str, list[tuple[float, float]]] = {}
-    for line in read_log(output):
-        if "error" not in line:
-            took.setdefault(line["kind"], []).append((line["seconds"], line["expected"]))
+    for name, line in done.items():
+        took.setdefault(line["kind"], []).append((taken[name], line["expected"]))
     slower = {kind: sum(s for s, _ in both) / sum(e for _, e in both) for kind, both in took.items()}
     return sum(run.seconds * slower.get(run.kind, 1.0) for run in runs)
 

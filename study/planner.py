@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.load import read_yaml, recipes
-from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, SamplerOverrides, WorldsConfig
+from ..configs.schema import CacheConfig, EvaluateConfig, PrepConfig, SamplerName, SamplerOverrides, WorldsConfig
 from ..configs.studying import StudyConfig
 from ..configs.training import CheckpointSettings, OptimSettings, TrainConfig, ValidationSettings
-from ..trf.settings import SamplerSettings
+from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER
 from .costs import Maker, of_cache, of_evaluation, of_films, of_prep, of_training
 from .digest import digest
 from .plan import MAIN, VARIANTS, Curve, Kind, Plan, Run, Sampled
@@ -48,8 +48,7 @@ def make_plan(config: StudyConfig) -> Plan:
             planner.method(world, method)
     for world in config.longer.worlds:
         planner.method(world, "long")
-    for world in config.sampling.worlds:
-        planner.sampling(world)
+    planner.sampling()
     for world in config.variants.worlds:
         for variant in ("fused", "rotated"):
             planner.method(world, variant)
@@ -57,6 +56,8 @@ def make_plan(config: StudyConfig) -> Plan:
         planner.method("base", "base")
         for world in config.worlds:
             planner.measure("base", world, patch=planner.patch(world, MAIN))
+        for world in config.longer.worlds:
+            planner.measure("base", f"{world}-long", patch=planner.patch(world, "long"))
     if config.full is not None:
         for world in config.worlds:
             planner.method(world, "full")
@@ -205,20 +206,34 @@ class Planner:
 
     # Ways of sampling
 
-    def sampling(self, world: str) -> None:
-        """Every way on the base and on the pair, after the study's own, which has been measured."""
-        sampling, own = self.config.sampling, self.config.sampler.sampler or SamplerSettings.sampler
-        published = {name: SamplerOverrides(sampler=name) for name in sampling.samplers}
-        ways = {f"{name}-as-published" if name == own else name: sampler for name, sampler in published.items()}
-        for name in sampling.unguided:
-            ways[f"{name}-unguided"] = SamplerOverrides(sampler=name, max_guidance_scale=1.0)
-        some: dict[str, Any] = {"pairs": min(sampling.pairs, self.config.pairs)}
-        for method, patch in (("base", None), (MAIN, self.patch(world, MAIN))):
-            found = {str(own): self.method(world, method)} | {
-                way: self.measure(world, f"{way}-{method}", patch=patch, sampler=sampler, **some)
-                for way, sampler in ways.items()
-            }
-            self.plan.sampled.append(Sampled(world=world, method=method, ways=tuple(found.items())))
+    def sampling(self) -> None:
+        """Every way on the base and on the pair, in the order of the samplers: the costly ones come last."""
+        config = self.config.sampling
+        found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for sampler in config.samplers:
+            for world in config.worlds:
+                for method in ("base", "long" if world in self.config.longer.worlds else MAIN):
+                    found.setdefault((world, method), []).append((sampler, self._sampled(world, method, sampler)))
+        self.plan.sampled += [
+            Sampled(world=world, method=method, ways=tuple(ways)) for (world, method), ways in found.items()
+        ]
+
+    def _sampled(self, world: str, method: str, sampler: SamplerName) -> str:
+        count = min(self.config.sampling.pairs, self.config.pairs)
+        return self.measure(
+            world,
+            f"{sampler}-{method}",
+            patch=None if method == "base" else self.patch(world, method),
+            manifest=self.manifest(world, f"last-{count}", last=count),
+            sampler=SamplerOverrides(sampler=sampler),
+            pairs=count,
+        )
+
+    def manifest(self, world: str, name: str, **changes: Any) -> str:
+        """A manifest made of a world's held-out pairs."""
+        pairs, name = self.pairs(world), f"{world}/told/{name}.jsonl"
+        settings = Told(manifest=self.at(pairs) / PAIRS_FOLDER / MANIFEST_FILE, output=self.at(name), **changes)
+        return self.add(name, "told", settings, 0.1, [pairs])
 
     # Sweeps
 
@@ -240,11 +255,7 @@ class Planner:
         def told(what: str, key: str, value: float, method: str) -> str:
             if value == 1:
                 return main if method == MAIN else base
-            pairs, name = self.pairs(world), f"{world}/told/{what}-{value:g}.jsonl"
-            manifest = Told(
-                manifest=self.at(pairs) / "pairs" / "pairs.jsonl", output=self.at(name), **{key: float(value)}
-            )
-            self.add(name, "told", manifest, 0.1, [pairs])
+            name = self.manifest(world, f"{what}-{value:g}", **{key: float(value)})
             run = self.patch(world, MAIN) if method == MAIN else None
             return self.measure(world, f"{what}-{value:g}-{method}", patch=run, manifest=name, **some)
 

@@ -14,7 +14,7 @@ from ..infer.sheets import contact_sheet, moving_sheet, save_animation
 from ..infer.statistics import Interval
 from ..trf.replace import replacing
 from .figures import gains_figure, methods_figure, sweep_figure
-from .log import duration, read_log
+from .log import duration, read_log, seconds_taken
 from .markdown import NOTE, PAIRED_NOTE, bullets, gain, picture, table
 from .plan import MAIN, METHODS, VARIANTS, Curve, Plan
 from .results import ERRORS, METRICS, Metric, Results
@@ -74,11 +74,20 @@ def _head(config: StudyConfig, results: Results) -> str:
         f"{config.pairs} held-out pairs a domain",
         f"patches: {patch.steps} steps of {patch.batch_size} clips, {patch.lora.targets}, rank {patch.lora.rank}, "
         f"learning rate {patch.optim.lr:g}",
+        *([_trained_on(config)] if config.longer.worlds else []),
         *([f"full fine-tune: {config.full.steps} steps, rate {config.full.optim.lr:g}"] if config.full else []),
         "sampler: " + ", ".join(f"{name} {value}" for name, value in sampler.items()),
     ]
     done = f"{len(results.evaluations)} evaluations are done, {len(results.missing)} runs are to come."
     return "\n".join(["# What a domain patch does", "", f"Written by `trfpp study`. {done}", "", *bullets(said)])
+
+
+def _trained_on(config: StudyConfig) -> str:
+    longer = config.longer
+    return (
+        f"{METHODS['long']} ({', '.join(longer.worlds)}): {longer.steps:,} steps more, on {longer.films:,} films, "
+        f"{longer.fusion:.0%} of the loss for the fusion"
+    )
 
 
 def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
@@ -135,7 +144,8 @@ def _world(config: StudyConfig, results: Results, folder: Path, world: str) -> s
 def _forgetting(config: StudyConfig, results: Results, folder: Path) -> str:
     """What patches cost where they are not meant for."""
     labels: dict[str, str] = {"base": "base"}
-    labels |= {world: f"patch for {world}" for world in config.worlds}
+    for world in config.worlds:
+        labels |= {world: f"patch for {world}", f"{world}-long": f"patch for {world}, trained on"}
     names = {name: f"eval/base-{name}" for name in labels if results.has(f"eval/base-{name}")}
     if len(names) < 2:
         return ""
@@ -267,10 +277,10 @@ def _swept(results: Results, folder: Path, sweep: str, world: str, curves: Seque
 
 def _state(config: StudyConfig, results: Results) -> str:
     """What was done and what is missing, and how long it took."""
-    latest = {line["name"]: line for line in read_log(config.output)}
+    latest, taken = {line["name"]: line for line in read_log(config.output)}, seconds_taken(config.output)
     failed = {name: latest[name]["error"] for name in results.missing if "error" in latest.get(name, {})}
     needed = results.plan.chosen(results.evaluations) if results.evaluations else []
-    took = sum(latest[run.name]["seconds"] for run in needed if run.name in latest)
+    took = sum(taken.get(run.name, 0.0) for run in needed)
     machines = {
         f"{(made := results.summary(name)['machine'])['name']} ({made['device']}, {made['cores']} cores)"
         for name in results.evaluations

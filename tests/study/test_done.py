@@ -56,7 +56,8 @@ def test_an_evaluation_is_undone_by_what_it_rests_on(measured):
         with (measured / "study.jsonl").open("a") as file:
             file.write(json.dumps({"kind": "evaluate", "seconds": 1.0, "expected": 1.0, **line}) + "\n")
 
-    assert done("patch.steps=300") == [True, True, True]  # records from before there were digests
+    (measured / "study.jsonl").unlink()
+    assert done("patch.steps=300") == [True, True, True]  # as long as nothing says what they rested on
     for name in names:
         add(name=name, digest=digests(of_study(measured))[name])
     assert done() == done("batch=2", "jobs=2", "sheets=1") == [True, True, True]
@@ -80,9 +81,10 @@ def test_a_digest_is_of_what_decides_the_results(settings, tmp_path, monkeypatch
     assert changed(output="out") == changed(output=tmp_path / "elsewhere" / "other") == set()
     assert changed("batch=3", "jobs=2", "sheets=0", "hours=1") == set()
     assert changed("seed=5") == changed("num_frames=5") == changed("size=64") == usual.keys()
-    assert changed("longer.steps=7") == {"runs/loop-long", "eval/loop-long"}
+    of_long = {f"eval/{name}" for name in ("loop-long", "loop-trf++-long", "loop-vibid-long", "base-loop-long")}
+    assert changed("longer.steps=7") == {"runs/loop-long", *of_long}
     assert changed("full.steps=7") == {"runs/loop-full", "eval/loop-full"}
-    longer = {"runs/loop-pair", "eval/loop-pair", "runs/loop-long", "eval/loop-long", "eval/base-loop"}
+    longer = {"runs/loop-pair", "eval/loop-pair", "runs/loop-long", "eval/base-loop", *of_long}
     unpatched = {name for name in usual if name.endswith(("-base", "-ceiling", "-cross_fade", "-flow_warp", "-full"))}
     for word in ("patch.steps=3", "patch.optim.lr=1e-3", "patch.lora.dropout=0.1"):
         assert longer <= changed(word)

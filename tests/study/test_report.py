@@ -62,7 +62,7 @@ def test_differences_are_those_of_compare(finished, text):
 
 
 def test_other_worlds_and_sweeps_are_there(text):
-    assert list(table_after(text, "On the base world")) == ["base", "patch for loop"]
+    assert list(table_after(text, "On the base world")) == ["base", "patch for loop", "patch for loop, trained on"]
     assert list(table_after(text, "Sweep: patch scale")) == ["0.5", "1"]
     assert list(table_after(text, "Sweep: training clips")) == ["2", "3"]
     for what in ("fps", "motion bucket"):
@@ -73,16 +73,15 @@ def test_other_worlds_and_sweeps_are_there(text):
     assert "## Sweep: rank" not in text  # a single point is no sweep
 
 
-def test_ways_of_sampling_are_set_against_the_studys_own(finished, text):
+def test_ways_of_sampling_are_set_against_the_first(finished, text):
     section = text.split("## Ways of sampling\n")[1].split("\n## ")[0]
-    lines = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| trf")]
-    assert [(line[0].strip(), *line[1:3]) for line in lines] == [
-        ("trf", "base", "4"), ("trf++", "base", "24"), ("trf", "forward/backward pair", "4"),
-        ("trf++", "forward/backward pair", "24"),
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith(("| trf", "| vibid"))]
+    assert [tuple(line[:3]) for line in lines] == [
+        ("trf++", "base", "24"), ("vibid", "base", "50"), ("trf++", "pair, trained on", "24"),
+        ("vibid", "pair, trained on", "50"),
     ]  # fmt: skip
-    found = compare(finished.output / "eval" / "loop-pair", finished.output / "eval" / "loop-trf++-pair")
-    assert f"{found.metrics['inner_psnr'].contrast.value:+.2f}" in lines[3][-2:][0] + lines[3][-1]
-    assert found.left_out == 1  # only the pairs that both have are compared
+    found = compare(finished.output / "eval" / "loop-trf++-long", finished.output / "eval" / "loop-vibid-long")
+    assert f"{found.metrics['inner_psnr'].contrast.value:+.2f}" in lines[3][-2] + lines[3][-1]
     assert 100 < float(lines[0][4].replace(",", "")) < 20_000  # MiB
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from trfpp.data_prep.dataset import load_clips
 from trfpp.study.jobs import attempt
-from trfpp.study.log import LOG_FILE, read_log
+from trfpp.study.log import LOG_FILE, add_line, expected, read_log, seconds_taken
 from trfpp.study.planner import make_plan
 from trfpp.study.runs import listing
 from trfpp.study.work import done_in, perform
@@ -50,7 +51,7 @@ def test_the_smallest_study_runs_through(finished):
     for name in plan.runs:
         if name.startswith("eval/"):
             summary = json.loads((finished.output / name / "summary.json").read_text())
-            assert summary["pairs"] == (1 if "trf++" in name else 2)
+            assert summary["pairs"] == (1 if "trf++" in name or "vibid" in name else 2)
 
 
 def test_what_is_done_is_not_done_again(finished, do, capsys):
@@ -89,7 +90,7 @@ def test_a_patch_trained_anew_makes_its_evaluation_undone_and_a_deleted_one_does
 
 
 def test_an_evaluation_by_other_defaults_of_its_sampler_is_undone(finished):
-    run = make_plan(finished).runs["eval/loop-trf++-pair"]
+    run = make_plan(finished).runs["eval/loop-trf++-long"]
     file = finished.output / run.name / "summary.json"
     said = json.loads(file.read_text())
     assert is_done(finished, run)
@@ -175,7 +176,21 @@ def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt) as stopped:
         do(settings("smoke", tmp_path / "out"))
     assert stopped.value.args == (15,)
-    assert read_log(tmp_path / "out") == []
+    (line,) = read_log(tmp_path / "out")  # its time counts, though it is neither done nor failed
+    assert line.keys() == {"name", "kind", "seconds", "expected"}
+
+
+def test_all_goes_of_a_run_count(finished, tmp_path):
+    """As when it was interrupted, or when all that was left to do was its summary."""
+    runs = list(make_plan(finished).runs.values())
+    one, other = [replace(run, seconds=10.0) for run in runs if run.kind == "evaluate"][:2]
+    for seconds, became in ((30.0, {}), (20.0, {"digest": one.digest}), (0.5, {"digest": one.digest})):
+        add_line(tmp_path, one, seconds, **became)
+    add_line(tmp_path, other, 5.0, error="no room")
+    assert seconds_taken(tmp_path) == {one.name: 50.5, other.name: 5.0}
+    assert expected(tmp_path, [other]) == pytest.approx(50.5)
+    add_line(tmp_path, one, 7.0, digest="of other settings")
+    assert seconds_taken(tmp_path)[one.name] == 7.0
 
 
 def test_two_at_once_do_what_one_after_another_does(settings, do, finished, tmp_path):
