@@ -34,8 +34,6 @@ HELD_OUT = 100_000
 OBJECTIVE = ObjectiveSettings(sigma_mean=2.5, sigma_std=1.2, fusion=0.5)
 """More noise than SVD's own training: where things go is decided there, and a short training has no steps to spare; and
 half of the loss on what TRF makes of both directions."""
-SAMPLER = SamplerOverrides(sampler="trf++")
-"""An eighth of the UNet's work, and on the miniature better."""
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Path]:
@@ -81,7 +79,6 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
                 truth=root / "held_out" / TRUTH_FILE,
                 output=root / name,
                 patches=patches,
-                sampler=SAMPLER,
                 batch=8,
                 seed=config.seed,
             )
@@ -132,10 +129,8 @@ def _films(films: Path, data: Path, *, first: int, count: int, seed: int, holdou
 
 
 def _generate(pair: Pair, output: Path, patches: list[Path]) -> Path:
-    sampler = SAMPLER.model_copy(
-        update=dict(
-            height=64, width=64, num_frames=pair.num_frames, fps=pair.fps, motion_bucket_id=pair.motion_bucket_id
-        )
+    sampler = SamplerOverrides(
+        height=64, width=64, num_frames=pair.num_frames, fps=pair.fps, motion_bucket_id=pair.motion_bucket_id
     )
     (folder,) = generate(
         InferConfig(model=MODEL, start=pair.start, end=pair.end, output=output, patches=patches, sampler=sampler)

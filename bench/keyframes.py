@@ -86,6 +86,7 @@ def measure(model: str, world: World, number: int, steps: int) -> np.ndarray:
         true = truth.frames[: world.frames]
         keyframes = [Image.fromarray(true[time]) for time in world.times]
         told = {
+            "sampler": "trf",
             "num_inference_steps": steps,
             "max_guidance_scale": 1.0,
             "fps": truth.fps,

@@ -163,9 +163,9 @@ class SamplerOverrides(Settings):
     """Strength of all patches over the film: points [place, factor], place 0 at the start and 1 at the end, linear
     between them. [[0,0],[0.5,1],[1,0]] keeps the frames near the bounds to the base model."""
     sampler: SamplerName | None = None
-    """trf; trf++: few steps, the bounds held; trf-reference: the release's exact behaviour; gi: Generative
+    """trf++: few steps, the bounds held; trf: the paper's; trf-reference: its release's exact behaviour; gi: Generative
     Inbetweening; vibid: ViBiDSampler; mpd-seq and mpd-par: MPD. Films take trf and trf++. Unset: the card's, else
-    trf."""
+    trf++."""
 
     @property
     def measured(self) -> list[str]:

@@ -211,7 +211,7 @@ class TrainConfig(OnModel):
         if objective.rotated_attention and sampler in ("vibid", "mpd-seq", "mpd-par"):
             raise ValueError(
                 f"sampler.sampler={sampler} asks for one direction at a time, and objective.rotated_attention needs "
-                "both in one call; choose trf, trf++ or gi"
+                "both in one call; choose trf++, trf or gi"
             )
         if self.sampler.patch_frames and self.feed_forward_chunks > 1:
             raise ValueError("sampler.patch_frames needs all frames in a layer; leave feed_forward_chunks out")

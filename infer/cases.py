@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -84,7 +84,8 @@ def cases_of(config: EvaluateConfig) -> list[Case]:
             own = {name: getattr(pair, name) for name in PAIR_SETTINGS if getattr(pair, name) is not None}
             settings, _ = resolve({**own, **told}, {}, native)
         else:
-            settings, _ = settings_of(config, pipe, pair)
+            # Of a loop the last frame is not shown, so nothing may be measured of it.
+            settings, _ = settings_of(config, pipe, replace(pair, end=pair.start) if config.loop else pair)
             pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
         if settings.num_frames != len(truth):
             raise ValueError(

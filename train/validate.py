@@ -22,7 +22,7 @@ from ..data_prep.writing import write_video
 from ..trf.base import load_component
 from ..trf.patch import PatchCard
 from ..trf.pipeline import TimeReversalFusionPipeline
-from ..trf.settings import SamplerSettings
+from ..trf.settings import USUAL
 from ..trf.strategies import STRATEGIES
 from .data import CachedSamples, collate
 from .objective import Objective
@@ -166,7 +166,7 @@ class Validator:
         self, pipe: TimeReversalFusionPipeline, clip: dict[str, Any], truth: np.ndarray
     ) -> tuple[np.ndarray, float | None]:
         """The video between a clip's bounds, and how far its halves disagreed where the sampler sees both at once."""
-        sampler = self.card.sampler.get("sampler", SamplerSettings.sampler)
+        sampler = self.card.sampler.get("sampler", USUAL)
         start, end = (PIL.Image.fromarray(truth[i]) for i in (0, -1))
         made = pipe(
             start,

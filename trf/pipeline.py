@@ -9,9 +9,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNetSpatioTemporalConditionModel
 from diffusers.video_processor import VideoProcessor
@@ -254,7 +256,8 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         def observe(number: int, iteration: Iteration, x: Tensor) -> Tensor:
             if callback_on_step_end is None:
                 return x
-            returned = callback_on_step_end(self, number, timesteps[iteration.start % len(timesteps)], {"latents": x})
+            at = min(iteration.start, len(timesteps) - 1)  # re-noised from where there is no noise left
+            returned = callback_on_step_end(self, number, timesteps[at], {"latents": x})
             return (returned or {}).get("latents", x)
 
         # 6. Sample
@@ -291,7 +294,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         if one_way:
             raise ValueError(
                 f"rotated attention needs both directions in one UNet call, and sampler={settings.sampler!r} asks for "
-                "one at a time; choose trf, trf++ or gi, or another patch."
+                "one at a time; choose trf++, trf or gi, or another patch."
             )
 
 
@@ -299,7 +302,8 @@ def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) 
     """A setting of each pair, from one number for all of them or one for each."""
     if isinstance(value, str):
         raise ValueError(f"{name}={value!r}: give numbers; docs/sampling.md shows how to measure them of the bounds.")
-    values = [value] * num_pairs if value is None or isinstance(value, int | float) else list(value)
+    given: Any = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    values: list[Any] = [given] * num_pairs if given is None or isinstance(given, Real) else list(given)
     if len(values) != num_pairs:
         raise ValueError(f"{name}: {len(values)} numbers for {num_pairs} pairs; give one, or one for each.")
     return values

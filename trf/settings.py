@@ -1,7 +1,7 @@
 """The sampler's settings, their defaults, and where a call's values come from.
 
 A value is taken from the caller, else from the patch card, else from the model, else from what the sampler's authors
-use, else from the defaults, which are those of TRF's release.
+use, else from TRF's release. The sampler itself is `USUAL` if neither caller nor card names one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 SamplerName = Literal["trf", "trf++", "trf-reference", "gi", "vibid", "mpd-seq", "mpd-par"]
+USUAL: SamplerName = "trf++"
+"""The sampler of calls and cards that name none."""
 RENOISING = ("jump_length", "jump_n_sample", "repeat_step_ratio")
 """The settings that only `trf` and `trf-reference` know: where they go back in noise."""
 GUIDANCE = ("min_guidance_scale", "max_guidance_scale", "min_guidance_sigma", "max_guidance_sigma")
@@ -24,7 +26,7 @@ PATCH_POINTS = ("patch_schedule", "patch_frames")
 """The settings that make patches stronger at some noise levels or frames than at others."""
 _ONE_PASS = {"num_inference_steps": 25, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    # More steps lost in every measurement, and guidance gains as much here as at all noise levels: docs/experiments.md.
+    # With patches more steps lost, and guidance gains as much here as at all noise levels: docs/experiments.md.
     "trf++": {"num_inference_steps": 12, "min_guidance_sigma": 1.0, "max_guidance_sigma": 20.0},
     # Its guidance rises over the frames in either half, and the mean of both is taken: 2 everywhere.
     "gi": {"num_inference_steps": 50, "min_guidance_scale": 2.0, "max_guidance_scale": 2.0},
@@ -37,7 +39,10 @@ OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """Everything that decides a bounded generation besides the two bounds, the model and the draws."""
+    """Everything that decides a bounded generation besides the two bounds, the model and the draws.
+
+    The defaults are those of TRF's release; `resolve` knows those of the other samplers.
+    """
 
     height: int = 576
     """Pixels; a multiple of the VAE's scale factor (8 for SVD)."""
@@ -167,12 +172,12 @@ def resolve(
     unknown = sorted({*told, *recommended, *native} - set(SETTING_NAMES))
     if unknown:
         raise ValueError(f"unknown sampler setting {unknown[0]!r}: valid ones are {', '.join(SETTING_NAMES)}.")
-    values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    usual = recommended.get("sampler") or SamplerSettings.sampler
+    usual = recommended.get("sampler") or USUAL
     chosen = told.get("sampler") or usual
     if chosen.removesuffix("-reference") != usual.removesuffix("-reference"):
         recommended = {name: value for name, value in recommended.items() if name not in OF_SAMPLER}
+    values: dict[str, Any] = {"sampler": chosen}
     own = OWN_DEFAULTS.get(chosen, {})
     for source, given in (("sampler", own), ("model", native), ("patch card", recommended), ("caller", told)):
         said = {name: value for name, value in given.items() if value is not None}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .fusion import even_weights, linear_weights
 from .schedule import Iteration, count, fused_plan, gi_plan, mpd_par_plan, mpd_seq_plan, trf_plan, vibid_plan
-from .settings import RENOISING, SamplerName, SamplerSettings
+from .settings import GUIDANCE, OWN_DEFAULTS, RENOISING, SamplerName, SamplerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,13 @@ def warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteration
         )  # fmt: skip
     if not count(plan, "renoise") and settings.noise_scale_ratio != SamplerSettings.noise_scale_ratio:
         logger.warning("noise_scale_ratio=%g has no effect: nothing is re-noised.", settings.noise_scale_ratio)
+    own = OWN_DEFAULTS.get(settings.sampler, {})
+    guided = [name for name in GUIDANCE if getattr(settings, name) != own.get(name, getattr(SamplerSettings, name))]
+    if settings.max_guidance_scale <= 1 and (idle := [name for name in guided if name != "max_guidance_scale"]):
+        logger.warning(
+            "max_guidance_scale=%g: nothing is guided, so %s is left aside.",
+            settings.max_guidance_scale, ", ".join(idle),
+        )  # fmt: skip
     changed = [name for name in RENOISING if getattr(settings, name) != getattr(SamplerSettings, name)]
     if changed and not renoises:
         logger.warning(

@@ -11,6 +11,7 @@ from trfpp.data_prep.frames import to_tensor, to_uint8
 from trfpp.data_prep.procedural import write_world
 from trfpp.data_prep.video import open_video
 from trfpp.infer import evaluate as evaluating
+from trfpp.infer.cases import cases_of
 from trfpp.infer.compare import compare
 from trfpp.infer.evaluate import evaluate, table
 from trfpp.infer.metrics import inner_psnr
@@ -93,6 +94,26 @@ def test_everything_is_measured_and_written(settings, world):
     assert summary["settings"]["sampler.num_inference_steps"] == 2
 
 
+def test_nothing_is_measured_of_a_frame_that_is_not_shown(settings, world, make_patch, tmp_path):
+    """A loop is made of the first frame alone."""
+    calibration = {
+        "clips": 40, "nearest": (-7.0, -7.0), "farthest": (5.0, 0.0), "way": (1.0, 0.1, 0.0), "way_explained": 0.5,
+        "fps": (2.0, 0.0, 0.0), "fps_explained": 0.0,
+    }  # fmt: skip
+    told = {
+        "patches": [make_patch(calibration=calibration)],
+        "sampler": SMALL.model_copy(update={"motion_bucket_id": "auto", "num_frames": FRAMES}),
+    }
+    shown, looped = (cases_of(settings(**told, loop=loop))[0].settings.motion_bucket_id for loop in (False, True))
+    lines = [json.loads(line) for line in world[0].read_text().splitlines()]
+    closed = tmp_path / "closed.jsonl"
+    for line in lines:
+        line |= {name: str(world[0].parent / line[name]) for name in ("start", "truth")}
+        line["end"] = line["start"]
+    closed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert looped == cases_of(settings(**told, data=closed))[0].settings.motion_bucket_id < shown
+
+
 def test_batches_and_neighbours_change_nothing(settings, tmp_path):
     evaluate(settings(batch=4, output=tmp_path / "four"))
     evaluate(settings(batch=3, output=tmp_path / "three"))
@@ -152,7 +173,8 @@ def test_an_evaluation_goes_on_where_it_stopped(settings, monkeypatch):
         return measure(*args, **kwargs)
 
     monkeypatch.setattr(evaluating, "measure", interrupted)
-    config = settings(batch=1)
+    sampler = SMALL.model_copy(update={"sampler": "trf"})
+    config = settings(batch=1, sampler=sampler)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config)
     there = rows(config.output)
@@ -167,7 +189,7 @@ def test_an_evaluation_goes_on_where_it_stopped(settings, monkeypatch):
     # Once more, and there is nothing left to do.
     assert evaluate(config)["metrics"] == summary["metrics"]
     assert len(measured) == 5
-    assert evaluate(settings(pairs=2))["pairs"] == 2
+    assert evaluate(settings(pairs=2, sampler=sampler))["pairs"] == 2
     assert len(rows(config.output)) == 4
 
 

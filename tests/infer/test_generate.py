@@ -29,6 +29,7 @@ from trfpp.infer import claims, results
 from trfpp.infer import generate as generating
 from trfpp.infer.generate import PairsFailed, generate, plan
 from trfpp.infer.models import load_pipeline
+from trfpp.trf.device import best_device
 from trfpp.trf.pipeline import TimeReversalFusionPipeline
 from trfpp.trf.settings import resolve
 
@@ -426,6 +427,34 @@ def test_processes_share_a_manifest(settings, images):
     assert sorted(os.listdir(config.output)) == ["infer.yaml", *(row["id"] for row in rows)]
     alone = generate(settings(manifest=manifest(images, rows[4]), output=images / "alone"))
     assert np.array_equal(frames(alone[0]), frames(config.output / "pair4"))
+
+
+def test_a_launcher_starts_processes_that_share_a_manifest(settings, images):
+    """As docs/sampling.md says, here without GPUs."""
+    config = settings(manifest=manifest(images, *({"id": f"pair{i}", "loop": "a.png", "seed": i} for i in range(4))))
+    file = images / "infer.yaml"
+    config.save(file, "infer")
+    machine = Path(__file__).parents[2] / "launch" / "many_gpus.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(machine)]
+    command = [*launcher, "--num_processes", "2", "-m", "trfpp", "infer", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if " generated, " in line]
+    assert len(said) == 2
+    assert sum(int(line.split(": ")[1].split(" generated")[0]) for line in said) == 4
+    assert len(list(config.output.glob("*/generation.json"))) == 4
+
+
+def test_each_process_of_a_launcher_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert best_device() == torch.device("cuda")
+    for rank, index in (("0", 0), ("3", 3), ("6", 2)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert best_device() == torch.device("cuda", index)
+    assert best_device("cpu") == torch.device("cpu")
 
 
 def test_what_another_process_is_at_is_waited_for_and_taken_over(settings, images, monkeypatch):

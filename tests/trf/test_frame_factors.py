@@ -159,7 +159,7 @@ def test_factors_are_linear_between_points():
     assert factors_over([], places) is None
 
 
-SMALL = {"height": 32, "width": 48, "num_frames": 4, "num_inference_steps": 2, "jump_n_sample": 1}
+SMALL = {"sampler": "trf", "height": 32, "width": 48, "num_frames": 4, "num_inference_steps": 2, "jump_n_sample": 1}
 
 
 def seeded():

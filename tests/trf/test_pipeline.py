@@ -16,6 +16,7 @@ from trfpp.trf.base import load_component
 from trfpp.trf.settings import SamplerSettings
 
 SMALL = {
+    "sampler": "trf",
     "height": 32,
     "width": 48,
     "num_frames": 4,
@@ -111,7 +112,9 @@ def test_a_chunk_is_decoded_with_its_neighbours(pipe):
     latent = latents(pipe, picture(0), picture(1), generator=seeded(0), **arguments)
     whole = pipe.decode_latents(latent, 4)[0] / 2 + 0.5
     near, apart = (
-        pipe(picture(0), picture(1), generator=seeded(0), sampler=sampler, output_type="pt", **arguments).frames[0]
+        pipe(picture(0), picture(1), generator=seeded(0), **{**arguments, "sampler": sampler}, output_type="pt").frames[
+            0
+        ]
         for sampler in ("trf", "trf-reference")
     )
     for frame in range(4):
@@ -141,6 +144,11 @@ def test_callback_sees_and_may_replace_the_latents(pipe):
     assert torch.equal(result, torch.zeros_like(result))
     assert [iteration for iteration, _ in seen] == list(range(len(seen)))
     assert len(seen) > SMALL["num_inference_steps"]
+    seen.clear()  # of a sampler that goes back from where no noise is left
+    latents(pipe, picture(0), picture(1), sampler="vibid", generator=seeded(0), callback_on_step_end=callback)
+    timesteps = [timestep for _, timestep in seen]
+    assert len({*timesteps[-3:]}) == 1
+    assert timesteps[-1] == min(timesteps) < max(timesteps)
 
 
 def test_settings_come_from_caller_then_card_then_model_then_release(clean, make_patch, caplog):
@@ -261,15 +269,16 @@ def test_scales_are_for_the_halves_a_patch_is_meant_for(clean, make_patch):
 def test_a_pair_may_have_its_own_fps_and_motion(pipe, guidance):
     """What the UNet is told is looked at: this small model hardly heeds it."""
     pairs = [picture(0), picture(2)], [picture(1), picture(3)]
-    told = []
+    told, own = [], torch.tensor([[4, 30, 0.02]] * 2 + [[20.5, 200, 0.02]] * 2)
     handle = pipe.unet.register_forward_pre_hook(
         lambda module, args, kwargs: told.append(kwargs["added_time_ids"]), with_kwargs=True
     )
     arguments = {**SMALL, "max_guidance_scale": guidance, "num_videos_per_prompt": 2, "output_type": "latent"}
     result = pipe(*pairs, **arguments, fps=[5, 21.5], motion_bucket_id=(30, 200.0), generator=seeded(0))
-    plain = pipe(*pairs, **arguments, fps=21.5, motion_bucket_id=[200, 200], generator=seeded(0))
+    plain = pipe(
+        *pairs, **arguments, fps=np.float32(21.5), motion_bucket_id=torch.tensor([200, 200]), generator=seeded(0)
+    )
     handle.remove()
-    own = torch.tensor([[4, 30, 0.02]] * 2 + [[20.5, 200, 0.02]] * 2)
     assert torch.equal(told[0], own.repeat(4 if guidance > 1 else 2, 1))
     assert torch.equal(told[-1], own[-1:].expand(len(told[0]), -1))
     assert [(each.fps, each.motion_bucket_id) for each in result.pair_settings] == [(5, 30), (21.5, 200)]

@@ -116,10 +116,30 @@ def test_a_sampler_brings_its_own_settings_and_leaves_those_of_another_aside():
     assert (settings.min_guidance_scale, sources["min_guidance_scale"]) == (2.0, "sampler")
 
 
+def test_without_a_word_it_is_ours():
+    settings, sources = resolve({}, {}, {})
+    assert (settings.sampler, sources["sampler"], settings.num_inference_steps) == ("trf++", "default", 12)
+    settings, sources = resolve({}, {"sampler": "trf"}, {})
+    assert (settings.sampler, sources["sampler"], settings.num_inference_steps) == ("trf", "patch card", 50)
+
+
 def test_what_has_no_effect_is_said(pipe, caplog):
     with caplog.at_level(logging.WARNING):
         run(pipe, "vibid", jump_length=3)
     assert "sampler=vibid has re-noising of its own, or none: jump_length is left aside." in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run(pipe, "vibid", min_guidance_scale=4.0, num_inference_steps=2)
+        run(pipe, "trf++", max_guidance_scale=1.0, max_guidance_sigma=5.0, num_inference_steps=2)
+    said = [line for line in caplog.messages if "nothing is guided" in line]
+    assert [line.split(": ")[1] for line in said] == [
+        "nothing is guided, so min_guidance_scale is left aside.",
+        "nothing is guided, so max_guidance_sigma is left aside.",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run(pipe, "trf++", max_guidance_scale=1.0, num_inference_steps=2)
+    assert not caplog.messages
 
 
 def test_what_cannot_work_is_refused(clean, make_patch, monkeypatch):
@@ -128,7 +148,7 @@ def test_what_cannot_work_is_refused(clean, make_patch, monkeypatch):
     with pytest.raises(ValueError, match="choose one of trf, trf\\+\\+, trf-reference, gi, vibid, mpd-seq, mpd-par"):
         run(clean, "ddim")
     clean.load_patch(make_patch(direction="both", rotated_attention=True), "rotated")
-    with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time; choose trf, trf\\+\\+ or gi"):
+    with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time; choose trf\\+\\+, trf or gi"):
         run(clean, "vibid")
     clean.unload_patches()
     monkeypatch.setattr(clean, "unet", TwoUNets(clean.unet, clean.unet))
