@@ -76,6 +76,12 @@ def blend(image: Array, coverage: Array, colour: Array) -> Array:
     return blended
 
 
+def with_pole(background: Array, canvas: Canvas, at: Array) -> Array:
+    """A background with a small dark pole at a point `[2]`, for things to go round."""
+    x, y = canvas.points
+    return blend(background, canvas.inside(0.035 - np.hypot(x - at[0], y - at[1])), np.array([30.0, 30.0, 30.0]))
+
+
 def ground(generator: np.random.Generator, canvas: Canvas) -> Array:
     """A dull textured ground with a few flat stones."""
     x, y = canvas.points

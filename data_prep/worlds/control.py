@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import Canvas, blend, ground
+from .canvas import Canvas, ground, with_pole
 from .film import Film, Pace, log_uniform
 from .linear import filmed, straight
-
-DARK = np.array([30.0, 30.0, 30.0])
 
 
 def control(generator: np.random.Generator, num_frames: int, side: int, pace: Pace) -> Film:
@@ -28,6 +26,4 @@ def control(generator: np.random.Generator, num_frames: int, side: int, pace: Pa
     first, sweep = generator.uniform(0, 2 * np.pi), generator.uniform(np.radians(75), np.radians(125))
     phases = first + generator.choice([-1.0, 1.0]) * sweep * np.linspace(0, 1, num_frames)
     path = pole + orbit * np.stack([np.cos(phases), np.sin(phases)], axis=1)
-    x, y = canvas.points
-    stood = canvas.inside(0.035 - np.hypot(x - pole[0], y - pole[1]))
-    return filmed(generator, canvas, blend(ground(generator, canvas), stood, DARK), path, None, radius)
+    return filmed(generator, canvas, with_pole(ground(generator, canvas), canvas, pole), path, None, radius)

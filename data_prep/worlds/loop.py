@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import Canvas, blend, ground, to_frames, vivid
+from .canvas import Canvas, blend, ground, to_frames, vivid, with_pole
 from .film import Film, Pace, draw_fps, log_uniform
 
 TAIL = 1.6
@@ -30,7 +30,7 @@ def loop(generator: np.random.Generator, num_frames: int, side: int, pace: Pace)
         sweep = log_uniform(generator, np.radians(1.5), np.radians(25)) * generator.choice([-1.0, 1.0])
     distance = np.hypot(x - hub[0], y - hub[1])
     angle = np.arctan2(y - hub[1], x - hub[0])
-    background = blend(background, canvas.inside(0.035 - distance), np.array([30.0, 30.0, 30.0]))
+    background = with_pole(background, canvas, hub)
     pale = 0.45 * colour + 0.55 * np.array([250.0, 250.0, 240.0])
     images, path = [], []
     for progress in np.linspace(0, 1, num_frames):
