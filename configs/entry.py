@@ -30,8 +30,7 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe too: one looks there how far a run is
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)
+    hush_libraries()
     interrupt_on_endings()  # training replaces this by saving first
     try:
         return work(command_line(settings, command, argv)) or 0
@@ -50,6 +49,12 @@ def run(command: str, settings: type[Settings], work: Callable[[Any], int | None
     except KeyboardInterrupt as interrupt:
         print(f"trfpp {command}: interrupted; whole results stay, half ones were removed.", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def hush_libraries() -> None:
+    """Leave what libraries only warn of unsaid, also while they are imported."""
+    for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
 
 
 def _unread(output: int) -> bool:

@@ -93,7 +93,8 @@ def write_world(
     Returns:
         The file of the ground truth: one JSON line a film, with `video`, `world`, `seed`, `index`,
         `side`, `fps`, `kind` and, where it applies,
-        `positions` (x and y in pixels, of every frame), `colour`, `radius` and `camera` (azimuth, elevation, distance).
+        `positions` (x and y in pixels, of every frame), `headings` (of what has a front, degrees from right to down),
+        `colour`, `radius` and `camera` (azimuth, elevation, distance).
     """
     from .writing import write_video  # here, so that films are rendered where no video library is
 
@@ -111,7 +112,7 @@ def write_world(
 
 def _plain(shown: Film) -> dict[str, object]:
     values: dict[str, object] = {"fps": shown.fps, "kind": shown.kind, "radius": round(shown.radius, 3)}
-    for name in ("positions", "colour", "camera"):
+    for name in ("positions", "headings", "colour", "camera"):
         array = getattr(shown, name)
         if array is not None:
             values[name] = np.round(array, 3).tolist()

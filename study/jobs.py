@@ -5,24 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
-import threading
-import time
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from ..train.loop import Stopped
-from ..train.stage import StageStopped
-from ..trf.endings import interrupt_on_endings
+from .apart import STOPPED, apart, words_of
 from .log import add_line
 from .plan import Run
-from .work import perform
-
-JOBS_FOLDER = "jobs"
-"""What runs of their own process print, a text file each."""
+from .work import attempt
 
 
 class Jobs(Protocol):
@@ -101,7 +91,7 @@ class AtOnce:
     def start(self, run: Run) -> None:
         """Start a run in a process of its own, whose words go to a file."""
         here, there = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_apart, args=(self.output, run, self.threads, there), name=run.name)
+        process = self._context.Process(target=apart, args=(self.output, run, self.threads, there), name=run.name)
         process.start()
         there.close()  # so that the end of the process is the end of the pipe
         self._started[here] = run, process
@@ -120,7 +110,7 @@ class AtOnce:
             return run, told[0]
         if process.exitcode in (STOPPED, -signal.SIGTERM, -signal.SIGINT):
             raise KeyboardInterrupt(signal.SIGTERM)
-        error = f"its process ended with status {process.exitcode}; see {_words(self.output, run)}"
+        error = f"its process ended with status {process.exitcode}; see {words_of(self.output, run)}"
         add_line(self.output, run, 0.0, error=error)
         return run, error
 
@@ -130,56 +120,3 @@ class AtOnce:
             process.terminate()
         for _, process in self._started.values():
             process.join()
-
-
-STOPPED = 75
-"""Exit status of a process that was asked to stop."""
-
-
-def attempt(output: Path, run: Run) -> str | None:
-    """Do a run and write down how it went; gives the reason if it failed.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM.
-    """
-    began, became = time.perf_counter(), {}
-    try:
-        perform(output, run)
-        became = {"digest": run.digest}
-    except (Stopped, StageStopped) as stopped:  # asked to stop, with a checkpoint saved
-        raise KeyboardInterrupt(stopped.number) from None
-    except Exception as failure:  # of whatever kind: a night's other runs are not to wait for it
-        became = {"error": str(failure) if isinstance(failure, ValueError) else f"{type(failure).__name__}: {failure}"}
-    finally:
-        add_line(output, run, time.perf_counter() - began, **became)
-    return became.get("error")
-
-
-def _apart(output: Path, run: Run, threads: int, told: Connection) -> None:
-    """What a process of its own does."""
-    # Ctrl-C reaches all processes of a terminal's group, and a second signal ends a training at once: only the study's
-    # own may come here.
-    os.setpgrp()
-    interrupt_on_endings()
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    words = _words(output, run)
-    words.parent.mkdir(parents=True, exist_ok=True)
-    with words.open("w", encoding="utf-8", buffering=1) as file:
-        sys.stdout = sys.stderr = file
-        try:
-            told.send(attempt(output, run))
-        except KeyboardInterrupt:
-            sys.exit(STOPPED)
-
-
-def _stop_with_parent() -> None:
-    """A study that is killed cannot ask its runs to stop."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _words(output: Path, run: Run) -> Path:
-    return output / JOBS_FOLDER / f"{run.name.replace('/', '-')}.txt"

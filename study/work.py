@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,36 @@ from ..infer.evaluate import evaluate, table
 from ..infer.evaluation import SUMMARY_FILE
 from ..infer.record import patch_sha256
 from ..train.full import MODEL_FOLDER, fine_tune
-from ..train.loop import is_finished, train
+from ..train.loop import Stopped, is_finished, train
+from ..train.stage import StageStopped
 from ..trf.device import best_device
 from ..trf.settings import OF_SAMPLER, as_recorded, resolve
 from .digest import deciding
-from .log import outdated
+from .log import add_line, outdated
 from .plan import Kind, Run
 from .told import Told, told_lines, write_told
 
 Made = WorldsConfig | PrepConfig | TrainConfig | EvaluateConfig
 """Settings that are kept in the output."""
+
+
+def attempt(output: Path, run: Run) -> str | None:
+    """Do a run and write down how it went; gives the reason if it failed.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM.
+    """
+    began, became = time.perf_counter(), {}
+    try:
+        perform(output, run)
+        became = {"digest": run.digest}
+    except (Stopped, StageStopped) as stopped:  # asked to stop, with a checkpoint saved
+        raise KeyboardInterrupt(stopped.number) from None
+    except Exception as failure:  # of whatever kind: a night's other runs are not to wait for it
+        became = {"error": str(failure) if isinstance(failure, ValueError) else f"{type(failure).__name__}: {failure}"}
+    finally:
+        add_line(output, run, time.perf_counter() - began, **became)
+    return became.get("error")
 
 
 def perform(output: Path, run: Run) -> None:

@@ -35,6 +35,8 @@ class Film:
     """Half its width in pixels; 0 where the camera moves."""
     camera: Array | None = None
     """Azimuth, elevation (degrees) and distance (turntable radii) of the camera in every frame, `[F, 3]`."""
+    headings: Array | None = None
+    """Where its front points in every frame, `[F]`: degrees from x (right) towards y (down); `None` without a front."""
 
 
 def draw_fps(generator: np.random.Generator) -> float:

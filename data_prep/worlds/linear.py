@@ -64,4 +64,6 @@ def filmed(
                 body = blend(body, canvas.inside(near), dark)
         images.append(blend(background, canvas.inside(radius - np.hypot(along / length, across)), body))
     kind = "disc" if heading is None else "traveller"
-    return Film(to_frames(images), draw_fps(generator), kind, path * canvas.side, colour, radius * canvas.side)
+    headings = None if heading is None else np.full(len(path), np.degrees(heading))
+    where, size = path * canvas.side, radius * canvas.side
+    return Film(to_frames(images), draw_fps(generator), kind, where, colour, size, headings=headings)

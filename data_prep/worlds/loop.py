@@ -33,12 +33,14 @@ def loop(generator: np.random.Generator, num_frames: int, side: int, pace: Pace)
     background = with_pole(background, canvas, hub)
     pale = 0.45 * colour + 0.55 * np.array([250.0, 250.0, 240.0])
     images, path = [], []
-    for progress in np.linspace(0, 1, num_frames):
-        phase = first + turn * sweep * progress
+    phases = first + turn * sweep * np.linspace(0, 1, num_frames)
+    for phase in phases:
         at_x, at_y = hub + orbit * np.array([np.cos(phase), np.sin(phase)])
         behind = np.mod(turn * (phase - angle), 2 * np.pi)
         tail = 0.85 * radius * (1 - behind / TAIL) - np.abs(distance - orbit)
         image = blend(background, canvas.inside(tail) * (behind < TAIL), pale)
         images.append(blend(image, canvas.inside(radius - np.hypot(x - at_x, y - at_y)), colour))
         path.append((at_x, at_y))
-    return Film(to_frames(images), draw_fps(generator), "comet", np.array(path) * side, colour, radius * side)
+    headings = np.degrees(phases + turn * np.pi / 2) % 360
+    where, size = np.array(path) * side, radius * side
+    return Film(to_frames(images), draw_fps(generator), "comet", where, colour, size, headings=headings)

@@ -96,6 +96,23 @@ def test_travellers_go_far_and_nose_first(index):
         assert (away[nose] @ ahead).mean() > 0.6 * shown.radius
 
 
+@pytest.mark.parametrize("world", ["linear", "loop"])
+def test_the_heading_is_where_it_goes(world):
+    for index in range(5):
+        shown = film(world, 0, index, num_frames=49, side=32)
+        steps = np.diff(shown.positions, axis=0)
+        going = np.degrees(np.arctan2(steps[:, 1], steps[:, 0]))
+        assert shown.headings.shape == (49,)
+        off = (shown.headings[:-1] + shown.headings[1:]) / 2 - going
+        turned = np.abs(np.diff(shown.headings)) > 180  # where 360 degrees are 0 again
+        assert np.abs((off + 180) % 360 - 180)[~turned].max() < 0.01
+        assert turned.sum() <= 1
+
+
+def test_what_has_no_front_has_no_heading():
+    assert all(film(world, 0, 0, 2, 16).headings is None for world in ("views", "irreversible", "control"))
+
+
 @pytest.mark.parametrize("index", range(5))
 def test_a_loop_closes_and_its_tail_is_behind(index):
     shown = film("loop", 0, index)
@@ -195,7 +212,7 @@ def test_what_is_irreversible_goes_one_way():
     assert kinds == {"ball", "glass", "stem"}
 
 
-@pytest.mark.parametrize("world", ["irreversible", "views"])
+@pytest.mark.parametrize("world", ["irreversible", "views", "linear"])
 def test_written_films_and_their_truth_agree(tmp_path, world):
     truth = write_world(tmp_path / "films", world, count=2, seed=5, num_frames=6, side=48, first=3)
     assert truth == tmp_path / "films" / TRUTH_FILE
@@ -213,9 +230,14 @@ def test_written_films_and_their_truth_agree(tmp_path, world):
         if world == "views":
             np.testing.assert_allclose(line["camera"], shown.camera, atol=1e-3)
             assert "positions" not in line
+            assert "headings" not in line
         else:
             np.testing.assert_allclose(line["positions"], shown.positions, atol=1e-3)
             np.testing.assert_allclose(line["colour"], shown.colour, atol=1e-3)
+            assert ("headings" in line) == (world == "linear")
+            np.testing.assert_allclose(
+                line.get("headings", []), [] if shown.headings is None else shown.headings, atol=1e-3
+            )
             for frame, at in zip(read, np.array(line["positions"])):
                 assert np.linalg.norm(seen_at(frame, shown, at) - at) < 2.5
 

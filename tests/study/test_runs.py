@@ -16,11 +16,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from trfpp.data_prep.dataset import load_clips
-from trfpp.study.jobs import attempt
 from trfpp.study.log import LOG_FILE, add_line, expected, read_log, seconds_taken
 from trfpp.study.planner import make_plan
 from trfpp.study.runs import listing
-from trfpp.study.work import done_in, perform
+from trfpp.study.work import attempt, done_in, perform
 from trfpp.train.loop import Stopped
 from trfpp.trf.patch import read_card
 
@@ -172,7 +171,7 @@ def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypat
     def asked_to_stop(output, run):
         raise Stopped(15, tmp_path)
 
-    monkeypatch.setattr("trfpp.study.jobs.perform", asked_to_stop)
+    monkeypatch.setattr("trfpp.study.work.perform", asked_to_stop)
     with pytest.raises(KeyboardInterrupt) as stopped:
         do(settings("smoke", tmp_path / "out"))
     assert stopped.value.args == (15,)
@@ -206,8 +205,13 @@ def test_two_at_once_do_what_one_after_another_does(settings, do, finished, tmp_
     assert "2 pairs" in (config.output / "jobs" / "eval-loop-base.txt").read_text()
 
 
+def test_a_process_of_its_own_imports_nothing_that_speaks_before_its_file_is_open():
+    code = "import sys, trfpp.study.apart, trfpp.study.told, trfpp.configs.training; print({'torch', 'bitsandbytes'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
 def test_a_process_that_dies_fails_its_run_alone(settings, do, tmp_path, monkeypatch):
-    monkeypatch.setattr("trfpp.study.jobs._apart", die)
+    monkeypatch.setattr("trfpp.study.jobs.apart", die)
     with pytest.raises(ValueError, match=r"loop/held: its process ended with status 7; see .*loop-held.txt"):
         do(settings("smoke", tmp_path / "out", "jobs=2", "only=[loop/held,loop/train]"))
     assert [line["error"][:32] for line in read_log(tmp_path / "out")] == ["its process ended with status 7;"] * 2
