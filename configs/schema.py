@@ -197,7 +197,7 @@ class SamplingConfig(OnPatch):
     """Frames the VAE decodes at a time, besides two neighbours on either side."""
     fuse: bool = False
     """Add the patches to the model's weights before sampling: they then cost nothing per step, at the rounding of the
-    model's precision. For patches that are equally strong on both halves."""
+    model's precision. What differs between the halves, as a pair of adapters does, keeps weights for either: memory."""
     decode_tile_size: Annotated[int, Field(ge=64)] | None = None
     """Pixels of the side of the tiles that the VAE decodes frames in, blended where they meet, for less memory; whole
     frames by default."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
-from ..trf.adapters import check_fusable
 from ..trf.base import empty_unet, load_config
 from ..trf.compiling import compile_blocks
+from ..trf.fusing import check_fusable
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.two_unets import BACKWARD_FOLDER
 from .record import DTYPES, device_of, patches_of, precision_of

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trfpp.bench import keyframes, sample, svd_xt
+from trfpp.bench import keyframes, quality, sample, svd_xt
 from trfpp.bench.ways import OURS, PUBLIC, Case, prepare, train
 
 
@@ -26,6 +26,30 @@ def test_the_releases_way_has_a_pass_for_each_direction(tiny_model):
     assert release.calls == ours.calls == release.forwards == 2 * ours.forwards
     assert (len(release.load), len(ours.load)) == (sample.PAIRS, 1)
     assert 0 < ours.outside < 1
+
+
+def test_ours_is_as_good_where_it_is_neither_less_true_nor_less_sharp():
+    def made(psnr, sharpness, seconds):
+        return quality.Made(24, [seconds, seconds], [psnr - 1, psnr + 1], [sharpness] * 2)
+
+    ours = {2: made(25, 0.4, 1.0), 4: made(24, 0.6, 2.0), 12: made(23, 0.7, 6.0)}
+    others = {"true and blurred": made(24.5, 0.4, 10.0), "sharp": made(20, 0.6, 10.0), "both": made(24.5, 0.6, 10.0)}
+    lines = quality.table(others, ours).splitlines()[-3:]
+    assert "| 2 steps | +0.50 [+0.50, +0.50] | 10.0 (10.0 to 10.0) |" in lines[0]
+    assert "| 4 steps | +4.00 [+4.00, +4.00] | 5.0 (5.0 to 5.0) |" in lines[1]
+    assert lines[2].endswith("| none |  |  |")
+
+
+def test_all_samplers_make_the_same_films(monkeypatch):
+    monkeypatch.setattr(quality, "STEPS", (1, 2))
+    monkeypatch.setattr(quality, "STRATEGIES", {"vibid": None, "trf++": None})
+    others, ours = quality.measure("miniature", "linear", None, 1)
+    assert {name: made.calls for name, made in others.items()} == {"vibid": 50}
+    assert {steps: made.calls for steps, made in ours.items()} == {1: 2, 2: 4}
+    assert all(
+        10 < made.psnr[0] < 40 and made.seconds[0] > 0 < made.sharpness[0]
+        for made in [*others.values(), *ours.values()]
+    )
 
 
 def test_the_full_size_is_svd_xts():

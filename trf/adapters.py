@@ -1,4 +1,4 @@
-"""LoRA adapters living in a UNet: putting them in, their scales, fusing them into the weights, taking them out.
+"""LoRA adapters living in a UNet: putting them in, their scales, taking them out.
 
 diffusers gives SVD's UNet no adapter support of its own, so this stands on PEFT's functional interface. A scale may
 differ between rows that run forward and rows that run backward in time; `halves.py` applies such a pair.
@@ -21,6 +21,8 @@ from .variants import adapter_config
 Scale = float | tuple[float, float]
 """Strength of an adapter: 1 is as trained, 0 is not at all; a pair is for forward rows and for backward rows."""
 
+BACKWARD_LAYER = "backward_layer"
+"""What a layer of `lora_layers` holds its backward rows' own weights in, once adapters are fused that differ there."""
 STATE_PREFIX = "base_model.model."
 """PEFT's prefix of every weight in a saved adapter."""
 
@@ -261,6 +263,20 @@ def at_factor(unet: Any, factor: float) -> Iterator[None]:
             unet.uneven_scales = uneven
 
 
+@contextmanager
+def acting_at(layer: Any, scales: Mapping[str, float]) -> Iterator[None]:
+    """Let a layer's adapters act at these scales, at zero not at all: what multiplies weights is no base at scale 0."""
+    active, before = layer.active_adapters, {name: layer.scaling[name] for name in scales}
+    layer._active_adapter = [name for name in active if scales.get(name) != 0]
+    for name, scale in scales.items():
+        layer.set_scale(name, scale)
+    try:
+        yield
+    finally:
+        layer._active_adapter = active
+        layer.scaling.update(before)
+
+
 def _check_free(unet: Any, names: Iterable[str]) -> None:
     if unknown := [name for name in names if name not in adapter_names(unet)]:
         patches = dict.fromkeys(name.partition("/")[0] for name in adapter_names(unet))
@@ -271,39 +287,7 @@ def _check_free(unet: Any, names: Iterable[str]) -> None:
 
 def is_fused(unet: Any) -> bool:
     """Whether adapters are fused into the base weights."""
-    return any(layer.merged for _, layer in lora_layers(unet))
-
-
-def check_fusable(unet: Any) -> None:
-    """Refuse active adapters that weights cannot stand for.
-
-    Raises:
-        ValueError: if no adapter is active, or one acts differently on the two halves.
-    """
-    if not active_scales(unet):
-        raise ValueError("no active patch to fuse; load one first.")
-    if any(parameter.is_meta for _, layer in lora_layers(unet) for parameter in layer.get_base_layer().parameters()):
-        raise ValueError("fuse patches before enable_sequential_cpu_offload(): the UNet's weights are away now.")
-    if uneven := uneven_scales(unet):
-        shown = ", ".join(f"{name} ({f:g} forward, {b:g} backward)" for name, (f, b) in uneven.items())
-        raise ValueError(f"weights serve both halves alike, so what acts differently on them cannot be fused: {shown}.")
-
-
-def fuse(unet: Any) -> None:
-    """Add the active adapters, at their scales, to the base weights: no cost per step any more.
-
-    Raises:
-        ValueError: if the result is not finite, no adapter is active, or one acts differently on the two halves.
-    """
-    check_fusable(unet)
-    for _, layer in lora_layers(unet):
-        layer.merge(safe_merge=True)
-
-
-def unfuse(unet: Any) -> None:
-    """Undo `fuse`, up to rounding."""
-    for _, layer in lora_layers(unet):
-        layer.unmerge()
+    return any(layer.merged or hasattr(layer, BACKWARD_LAYER) for _, layer in lora_layers(unet))
 
 
 def remove_adapters(unet: Any, names: Iterable[str] | None = None) -> None:

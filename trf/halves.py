@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .adapters import acting, is_plain, lora_layers, uneven_scales
+from .adapters import BACKWARD_LAYER, acting, acting_at, is_plain, lora_layers, uneven_scales
 from .two_unets import TwoUNets
 
 
@@ -48,9 +48,13 @@ def on_halves(unet: Any, forward: int, backward: int) -> Iterator[None]:
             _check_whole_batches(unet)
         for _, layer in lora_layers(unet):
             own = {name: pair for name, pair in uneven.items() if name in layer.scaling}
-            if own or _is_wider(layer):
+            if hasattr(layer, BACKWARD_LAYER):
+                layer.forward = _by_own_weights(layer, rows)
+            elif own or _is_wider(layer):
                 layer.forward = _in_parts(layer, own, rows)
-                undo.callback(delattr, layer, "forward")
+            else:
+                continue
+            undo.callback(delattr, layer, "forward")
         yield
 
 
@@ -81,11 +85,38 @@ def _in_parts(layer: Any, pairs: Mapping[str, tuple[float, float]], rows: tuple[
         else:
             results = []
             for part, way in zip(parts, ways):
-                with _acting(layer, {name: pair[way] for name, pair in pairs.items()}):
+                with acting_at(layer, {name: pair[way] for name, pair in pairs.items()}):
                     results.append(whole(part, *args, **kwargs))
         return torch.cat(results) if len(results) > 1 else results[0]
 
     return forward
+
+
+def _by_own_weights(layer: Any, rows: tuple[int, int]) -> Callable[..., Tensor]:
+    """The forward pass of a layer whose adapters are fused, in weights for the rows of either direction."""
+    both = (layer.base_layer, getattr(layer, BACKWARD_LAYER))
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not all(rows):
+            return both[0 if rows[0] else 1](x, *args, **kwargs)
+        sizes = [len(x) // sum(rows) * number for number in rows]
+        if not isinstance(both[0], nn.Linear) or torch.is_grad_enabled():
+            return torch.cat([own(part, *args, **kwargs) for own, part in zip(both, x.split(sizes))])
+        # Into one output, for copies of the widest layers' would cost as much as many a layer.
+        whole = x.new_empty(*x.shape[:-1], both[0].out_features)
+        for own, part, into in zip(both, x.split(sizes), whole.split(sizes)):
+            _linear(own, part.flatten(0, -2), into.flatten(0, -2))
+        return whole
+
+    return forward
+
+
+def _linear(layer: nn.Linear, x: Tensor, into: Tensor) -> None:
+    """A linear layer's output for rows `[N, C]`."""
+    if layer.bias is None:
+        torch.mm(x, layer.weight.T, out=into)
+    else:
+        torch.addmm(layer.bias, x, layer.weight.T, out=into)
 
 
 def _plus(base: Tensor, second: Any, low: Tensor) -> Tensor:
@@ -109,20 +140,6 @@ def _is_wider(layer: Any) -> bool:
         and layer.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16)
         and all(is_plain(layer, name) for name in names)
     )
-
-
-@contextmanager
-def _acting(layer: Any, scales: Mapping[str, float]) -> Iterator[None]:
-    """Let a layer's adapters act at these scales, at zero not at all: what multiplies weights is no base at scale 0."""
-    active, before = layer.active_adapters, {name: layer.scaling[name] for name in scales}
-    layer._active_adapter = [name for name in active if scales.get(name) != 0]
-    for name, scale in scales.items():
-        layer.set_scale(name, scale)
-    try:
-        yield
-    finally:
-        layer._active_adapter = active
-        layer.scaling.update(before)
 
 
 def _check_whole_batches(unet: Any) -> None:

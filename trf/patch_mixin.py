@@ -9,6 +9,7 @@ from typing import Any
 
 from . import adapters
 from .adapters import Scale
+from .fusing import fuse, unfuse
 from .patch import Calibration, PatchCard, adapter_scales, adapters_of, load_patch
 from .settings import SamplerSettings
 from .two_unets import TwoUNets
@@ -83,14 +84,16 @@ class PatchesMixin:
     def fuse_patches(self) -> None:
         """Add the active patches to the model's weights, so that they cost nothing per step.
 
+        A layer on whose halves patches act differently, as a pair of adapters does, holds weights for either then.
+
         Raises:
-            ValueError: if a patch acts differently on the two halves, or none is active.
+            ValueError: if none is active, or the weights are offloaded one by one.
         """
-        adapters.fuse(self.unet)
+        fuse(self.unet)
 
     def unfuse_patches(self) -> None:
         """Undo `fuse_patches`, up to rounding: that of the base's precision, which in half precision shows."""
-        adapters.unfuse(self.unet)
+        unfuse(self.unet)
 
     def check_patches(self, settings: SamplerSettings) -> None:
         """Whether the active patches work here, and can follow `patch_schedule` and `patch_frames`.

@@ -29,14 +29,14 @@ def config(model, patches, **more):
     )
 
 
-@pytest.mark.parametrize("direction", [None, "forward", "both"])
-def test_blocks_are_whole_graphs_made_once(tiny_model, make_patch, graphs, direction):
+@pytest.mark.parametrize(("direction", "fuse"), [(None, False), ("forward", False), ("both", False), ("both", True)])
+def test_blocks_are_whole_graphs_made_once(tiny_model, make_patch, graphs, direction, fuse):
     pixels = np.random.default_rng(0).integers(0, 255, (2, 32, 48, 3), dtype=np.uint8)
     bounds = [Image.fromarray(image) for image in pixels]
     patches = [] if direction is None else [make_patch(seed=1, direction=direction)]
 
     def videos(compile):
-        pipe = load_pipeline(config(tiny_model, patches, compile=compile))
+        pipe = load_pipeline(config(tiny_model, patches, compile=compile, fuse=fuse))
         pipe.set_progress_bar_config(disable=True)
         for seed in (0, 1):
             generator = torch.Generator().manual_seed(seed)

@@ -210,7 +210,7 @@ def test_patches_of_any_direction_at_scales_of_each_half(settings, make_patch, t
 
 
 def test_fused_patches_give_the_same_and_are_on_record(settings, make_patch, tmp_path):
-    patches = [make_patch("one", seed=1), make_patch("other", seed=2, direction="either")]
+    patches = [make_patch("one", seed=1), make_patch("other", seed=2, direction="both")]
     (live,) = generate(settings(patches=patches, scales=[0.5, 1.0]))
     (fused,) = generate(settings(patches=patches, scales=[0.5, 1.0], fuse=True, output=tmp_path / "fused"))
     (without,) = generate(settings(output=tmp_path / "without"))
@@ -572,8 +572,6 @@ def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch
         generate(settings(model="miniature", patches=[make_patch()]))
     with pytest.raises(FileNotFoundError, match="not a patch"):
         generate(settings(patches=[tmp_path]))
-    with pytest.raises(ValueError, match="cannot be fused"):
-        plan(settings(patches=[make_patch(direction="both")], fuse=True))
     with pytest.raises(ValidationError, match="there are none"):
         settings(fuse=True)
     for points in ("patch_schedule", "patch_frames"):

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
+from trfpp.trf.fusing import fuse, unfuse
 from trfpp.trf.halves import on_halves
 from trfpp.trf.patch import inject_patch, load_patch
 from trfpp.trf.variants import TARGET_PRESETS, Kind
@@ -219,25 +220,51 @@ def test_a_half_precision_layer_keeps_its_width(tiny_model, make_patch, directio
     assert relative(shown.float(), before.float()) > 0.1
 
 
-def test_weights_cannot_serve_halves_that_differ(unet, rows, make_patch):
-    load_patch(unet, make_patch(direction="both"), "it")
-    with pytest.raises(ValueError, match=r"cannot be fused: it/forward \(1 forward, 0 backward\), it/backward"):
-        adapters.fuse(unet)
-    adapters.set_scales(unet, {"it/backward": (0.8, 0.8)})
-    with torch.no_grad():
-        live = halved(unet, rows)
-        adapters.fuse(unet)
-        assert relative(halved(unet, rows), live) < 1e-4
+@torch.no_grad()
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_fused_pair_gives_each_half_weights_of_its_own(unet, rows, kind):
+    weights = {key: value.clone() for key, value in unet.state_dict().items()}
+    inject_patch(unet, "both", targets="all", kind=kind, rank=4, alpha=8)
+    live = halved(randomised(unet, 0.3), rows)
+    fuse(unet)
+    assert adapters.is_fused(unet)
+    assert adapters.active_scales(unet) == {"default/forward": (1, 0), "default/backward": (0, 1)}
+    assert relative(halved(unet, rows), live) < 1e-5
+    for part, sizes in {"forward": (2 * TWO, 0), "backward": (0, 2 * TWO)}.items():  # all rows one way
+        with on_halves(unet, *sizes):
+            assert relative(output(unet, rows)[HALVES[part]], live[HALVES[part]]) < 1e-5
+    with pytest.raises(ValueError, match="unfuse_patches"):
+        adapters.set_scales(unet, {"default/forward": 1.0})
+    unfuse(unet)
+    assert not adapters.is_fused(unet)
+    assert relative(halved(unet, rows), live) < 1e-5
+    adapters.remove_adapters(unet)
+    assert unet.state_dict().keys() == weights.keys()
+    assert all(relative(value, weights[key]) < 1e-4 for key, value in unet.state_dict().items() if weights[key].any())
 
 
 @torch.no_grad()
-def test_fused_in_half_precision_it_acts_once(tiny_model, rows, make_patch):
+def test_any_scales_are_fused(unet, rows, make_patch):
+    """One patch on the backward half only, another on both but not alike, a third alike: layers may have any of them."""
+    load_patch(unet, make_patch("one", seed=1, targets="motion", direction="backward"), "one")
+    load_patch(unet, make_patch("two", seed=2), "two", (0.5, 1.5))
+    load_patch(unet, make_patch("three", seed=3, targets="spatial"), "three", 0.7)
+    live = halved(unet, rows)
+    fuse(unet)
+    assert relative(halved(unet, rows), live) < 1e-5
+    unfuse(unet)
+    assert relative(halved(unet, rows), live) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_fused_in_half_precision_it_acts_once(tiny_model, rows, make_patch, direction):
     unet = load_component(tiny_model, "unet", dtype=torch.bfloat16).eval()
     rows = [value.bfloat16() for value in rows]
     base = halved(unet, rows).float()
-    load_patch(unet, make_patch(), "it")
+    load_patch(unet, make_patch(direction=direction), "it")
     live = halved(unet, rows).float()
-    adapters.fuse(unet)
+    fuse(unet)
     assert relative(halved(unet, rows).float(), live) < 0.3 * relative(live, base)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
+from trfpp.trf.fusing import fuse, unfuse
 from trfpp.trf.patch import base_of, inject_patch, load_patch, patch_files, read_card, save_patch, weight_files
 from trfpp.trf.variants import TARGET_PRESETS
 
@@ -198,11 +199,11 @@ def test_fusing_equals_the_live_patch_and_unfusing_the_base(unet, make_patch, ou
     load_patch(unet, make_patch(), "it")
     adapters.set_scales(unet, {"it": 0.7})
     live = output(unet)
-    adapters.fuse(unet)
+    fuse(unet)
     assert relative(output(unet), live) < 1e-4
     with pytest.raises(ValueError, match="fused"):
         adapters.set_scales(unet, {"it": 1.0})
-    adapters.unfuse(unet)
+    unfuse(unet)
     assert torch.allclose(output(unet), live, atol=1e-5)
     adapters.remove_adapters(unet)
     assert relative(output(unet), base) < 1e-5

@@ -10,6 +10,7 @@ from peft.functional import get_peft_model_state_dict
 
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
+from trfpp.trf.fusing import fuse, unfuse
 from trfpp.trf.patch import load_patch
 from trfpp.trf.variants import Kind, adapter_config, target_pattern
 
@@ -70,9 +71,9 @@ def test_fused_and_taken_out(unet, make_patch, kind, output):
     base = output(unet)
     load_patch(unet, make_patch(kind=kind, targets="all"))
     patched = output(unet)
-    adapters.fuse(unet)
+    fuse(unet)
     assert relative(output(unet), patched) < 1e-4
-    adapters.unfuse(unet)
+    unfuse(unet)
     adapters.remove_adapters(unet)
     assert relative(output(unet), base) < 1e-4
     assert {type(module).__module__ for module in unet.modules() if "peft" in type(module).__module__} == set()
