@@ -124,8 +124,7 @@ def against(other: Made, own: Made, steps: int) -> Sequence[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", nargs="?", default="linear", help="world of the films (default: %(default)s)")
-    parser.add_argument("--patch", type=Path, help="a patch folder")
+    parser.add_argument("worlds", nargs="+", help="world, or world=PATCH")
     parser.add_argument("--model", default="miniature", help="an SVD folder or a hub id (default: %(default)s)")
     parser.add_argument("--films", type=int, default=8, help="films (default: %(default)s)")
     asked = parser.parse_args()
@@ -134,10 +133,12 @@ if __name__ == "__main__":
     machine = (
         torch.cuda.get_device_name() if kind == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
-    text = "\n\n".join([
-        f"{asked.model}, {asked.world}, {'patched' if asked.patch else 'base'}, {asked.films} films, {machine}, "
-        f"torch {torch.__version__}, {date.today()}. Seconds are medians of films; intervals of 95 %.",
-        table(*measure(asked.model, asked.world, asked.patch, asked.films)),
-    ])  # fmt: skip
+    text = (
+        f"{asked.model}, {asked.films} films a world, {machine}, torch {torch.__version__}, {date.today()}. "
+        "Seconds are medians of films; intervals of 95 %."
+    )
+    for world, _, patch in (one.partition("=") for one in asked.worlds):
+        made = measure(asked.model, world, Path(patch) if patch else None, asked.films)
+        text += f"\n\n{world}, {'patched' if patch else 'base'}:\n\n{table(*made)}"
     print(text)
     (Path(__file__).parent / f"quality-{kind}.md").write_text(text + "\n", encoding="utf-8")

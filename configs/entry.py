@@ -13,7 +13,6 @@ from typing import Any
 
 # Before pydantic is imported: its errors are for people here, who have no use for links to its manual.
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from ..trf.endings import interrupt_on_endings
 from ..trf.scarcity import lacks_memory
@@ -55,6 +54,8 @@ def hush_libraries() -> None:
     """Leave what libraries only warn of unsaid, also while they are imported."""
     for talkative in ("absl", "bitsandbytes", "datasets", "diffusers", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
+    for chooses_its_level_on_import in ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS"):
+        os.environ.setdefault(f"{chooses_its_level_on_import}_VERBOSITY", "error")
 
 
 def _unread(output: int) -> bool:

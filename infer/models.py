@@ -10,7 +10,6 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from ..trf.base import empty_unet, load_config
 from ..trf.compiling import compile_blocks
-from ..trf.fusing import check_fusable
 from ..trf.pipeline import TimeReversalFusionPipeline
 from ..trf.two_unets import BACKWARD_FOLDER
 from .record import DTYPES, device_of, patches_of, precision_of
@@ -51,7 +50,7 @@ def outline_of(config: SamplingConfig) -> TimeReversalFusionPipeline:
 
     Raises:
         FileNotFoundError: if a patch folder is no patch.
-        ValueError: if a patch does not fit or cannot be fused.
+        ValueError: if a patch does not fit.
     """
     if config.patches and (Path(config.model).expanduser() / BACKWARD_FOLDER).is_dir():
         raise ValueError(f"{config.model}: has a UNet for either direction, and patches are for models with one.")
@@ -67,5 +66,3 @@ def _load_patches(pipe: TimeReversalFusionPipeline, config: SamplingConfig) -> N
     for number, (folder, scale) in enumerate(patches_of(config)):
         # Patches of several runs often lie in folders of one name; the number keeps them apart.
         pipe.load_patch(folder, f"{number}_{folder.resolve().name}", scale)
-    if config.fuse:
-        check_fusable(pipe.unet)

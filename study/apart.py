@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def apart(output: Path, run: Run, threads: int, told: Connection) -> None:
             told.send(attempt(output, run))
         except KeyboardInterrupt:
             sys.exit(STOPPED)
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 def _stop_with_parent() -> None:

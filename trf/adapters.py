@@ -200,7 +200,9 @@ def adapter_names(unet: Any) -> list[str]:
 
 
 def uneven_scales(unet: Any) -> dict[str, tuple[float, float]]:
-    """The active adapters that act differently on forward and on backward rows; no other needs `halves.on_halves`."""
+    """The active adapters that act differently on forward and on backward rows, or on none; no others need
+    `halves.on_halves`.
+    """
     # PEFT's layers know one scale an adapter, so the pairs hang on the UNet, as PEFT's own `peft_config` does.
     return getattr(unet, "uneven_scales", {})
 
@@ -228,12 +230,13 @@ def set_scales(unet: Any, scales: Mapping[str, Scale], *, trainable: bool = Fals
         ValueError: for an adapter that is not there, or while adapters are fused into the weights.
     """
     pairs = {name: scale_pair(scale) for name, scale in scales.items()}
-    uneven = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    # At zero on both too: what multiplies weights, such as a DoRA's magnitude, is no base model at scale 0.
+    uneven = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] or not any(pair)}
     _check_free(unet, scales)
     for _, layer in lora_layers(unet):
         layer.set_adapter(list(scales), inference_mode=not trainable)
-        for name, (forward, _) in pairs.items():
-            layer.set_scale(name, 1.0 if name in uneven else forward)
+        for name, (forward, backward) in pairs.items():
+            layer.set_scale(name, forward if forward == backward else 1.0)
     unet.uneven_scales = uneven
 
 

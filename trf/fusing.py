@@ -9,19 +9,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from .adapters import BACKWARD_LAYER, acting_at, active_scales, lora_layers, uneven_scales
-
-
-def check_fusable(unet: Any) -> None:
-    """Refuse to fuse nothing, or into weights that are away.
-
-    Raises:
-        ValueError: if no adapter is active, or weights are offloaded one by one.
-    """
-    if not active_scales(unet):
-        raise ValueError("no active patch to fuse; load one first.")
-    if any(parameter.is_meta for _, layer in lora_layers(unet) for parameter in layer.get_base_layer().parameters()):
-        raise ValueError("fuse patches before enable_sequential_cpu_offload(): the UNet's weights are away now.")
+from .adapters import BACKWARD_LAYER, acting_at, active_scales, is_fused, lora_layers, uneven_scales
 
 
 def fuse(unet: Any) -> None:
@@ -30,24 +18,46 @@ def fuse(unet: Any) -> None:
     Layers on whose halves they differ hold their weights twice from then on.
 
     Raises:
-        ValueError: if the result is not finite, or for what `check_fusable` refuses.
+        ValueError: if no adapter is active, adapters are fused already, the result is not finite, or the weights are
+            quantised or offloaded one by one. The UNet is left as it was, up to rounding.
     """
-    check_fusable(unet)
-    for layer, forward, backward in _scaled(unet):
-        if forward != backward:
-            setattr(layer, BACKWARD_LAYER, _merged_copy(layer, backward))
-        with acting_at(layer, forward):
-            layer.merge(safe_merge=True)
+    if not active_scales(unet):
+        raise ValueError("no active patch to fuse; load one first.")
+    if is_fused(unet):
+        raise ValueError("patches are fused already; call unfuse_patches() first.")
+    _check_weights(unet)
+    try:
+        for layer, forward, backward in _scaled(unet):
+            if forward != backward:
+                setattr(layer, BACKWARD_LAYER, _merged_copy(layer, backward))
+            with acting_at(layer, forward):
+                layer.merge(safe_merge=True)
+    except BaseException:
+        unfuse(unet)
+        raise
 
 
 def unfuse(unet: Any) -> None:
-    """Undo `fuse`, up to rounding."""
+    """Undo `fuse`, up to rounding.
+
+    Raises:
+        ValueError: if weights are offloaded one by one.
+    """
+    _check_weights(unet)
     for layer, forward, _ in _scaled(unet):
         if hasattr(layer, BACKWARD_LAYER):
             delattr(layer, BACKWARD_LAYER)
         if layer.merged:
             with acting_at(layer, forward):
                 layer.unmerge()
+
+
+def _check_weights(unet: Any) -> None:
+    weights = [weight for _, layer in lora_layers(unet) for weight in layer.get_base_layer().parameters()]
+    if any(weight.is_meta for weight in weights):
+        raise ValueError("fuse and unfuse patches before enable_sequential_cpu_offload(): the UNet's weights are away.")
+    if any(not weight.is_floating_point() or weight.itemsize == 1 for weight in weights):
+        raise ValueError("the UNet's weights are quantised, and nothing can be added to them; load it without.")
 
 
 def _scaled(unet: Any) -> list[tuple[Any, Mapping[str, float], Mapping[str, float]]]:

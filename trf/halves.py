@@ -27,6 +27,8 @@ def on_halves(unet: Any, forward: int, backward: int) -> Iterator[None]:
     again there. Outside of such a block an adapter with a pair of scales acts on every row at scale 1. Of two UNets,
     each gets the rows of its direction.
 
+    Fused adapters that differ between the halves have weights for either, and these are for inside of it only.
+
     Without gradients, what plain adapters make is added in place and in the base's precision: in float32, as PEFT does
     it, the widest layers of SVD in half precision would take several times the memory of the model without patches.
 
@@ -100,7 +102,9 @@ def _by_own_weights(layer: Any, rows: tuple[int, int]) -> Callable[..., Tensor]:
         if not all(rows):
             return both[0 if rows[0] else 1](x, *args, **kwargs)
         sizes = [len(x) // sum(rows) * number for number in rows]
-        if not isinstance(both[0], nn.Linear) or torch.is_grad_enabled():
+        if not all(_is_bare(own) and own.weight.dtype == x.dtype for own in both) or torch.is_autocast_enabled(
+            x.device.type
+        ):
             return torch.cat([own(part, *args, **kwargs) for own, part in zip(both, x.split(sizes))])
         # Into one output, for copies of the widest layers' would cost as much as many a layer.
         whole = x.new_empty(*x.shape[:-1], both[0].out_features)
@@ -123,11 +127,23 @@ def _plus(base: Tensor, second: Any, low: Tensor) -> Tensor:
     """What a plain adapter's second matrix makes of `low` added to the base's output; in place without gradients."""
     if torch.is_grad_enabled():
         return base + second(low)
+    if not _calls_itself(second):
+        return base.add_(second(low).to(base.dtype))
     low, weight = low.to(base.dtype), second.weight.to(base.dtype)
     if isinstance(second, nn.Linear):
         base.view(-1, base.shape[-1]).addmm_(low.flatten(0, -2), weight.T)
         return base
     return base.add_(functional_call(second, {"weight": weight}, low))
+
+
+def _is_bare(layer: Any) -> bool:
+    """Whether a layer is a matrix and no more: not packed, nothing done before it is called, no gradient to keep."""
+    return type(layer) is nn.Linear and _calls_itself(layer) and not torch.is_grad_enabled()
+
+
+def _calls_itself(module: nn.Module) -> bool:
+    """Whether a module's weights are there without calling it; offloading replaces `forward`, which brings them."""
+    return "forward" not in vars(module)
 
 
 def _is_wider(layer: Any) -> bool:

@@ -87,7 +87,7 @@ class PatchesMixin:
         A layer on whose halves patches act differently, as a pair of adapters does, holds weights for either then.
 
         Raises:
-            ValueError: if none is active, or the weights are offloaded one by one.
+            ValueError: if none is active, they are fused already, or the weights are offloaded one by one.
         """
         fuse(self.unet)
 
@@ -102,10 +102,15 @@ class PatchesMixin:
             ValueError: while patches are to change and are fused, or while weights are away that other patches than
                 plain LoRAs act on.
         """
-        if any(parameter.is_meta for parameter in self.unet.parameters()) and not all(
-            adapters.is_plain(layer, name)
-            for _, layer in adapters.lora_layers(self.unet)
-            for name in adapters.acting(layer)
+        away = any(parameter.is_meta for parameter in self.unet.parameters())
+        if (
+            away
+            and not adapters.is_fused(self.unet)
+            and not all(
+                adapters.is_plain(layer, name)
+                for _, layer in adapters.lora_layers(self.unet)
+                for name in adapters.acting(layer)
+            )
         ):
             raise ValueError(
                 "enable_sequential_cpu_offload() takes the weights away that a DoRA, LoHa or LoKr patch acts on; use "

@@ -206,8 +206,33 @@ def test_two_at_once_do_what_one_after_another_does(settings, do, finished, tmp_
 
 
 def test_a_process_of_its_own_imports_nothing_that_speaks_before_its_file_is_open():
-    code = "import sys, trfpp.study.apart, trfpp.study.told, trfpp.configs.training; print({'torch', 'bitsandbytes'} & {*sys.modules})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    code = """
+import logging, sys
+import trfpp.study.apart, trfpp.study.told, trfpp.configs.training
+print({"torch", "bitsandbytes"} & {*sys.modules})
+trfpp.study.apart.hush_libraries()
+import bitsandbytes, datasets, diffusers, huggingface_hub, transformers
+print({name for name in ("bitsandbytes", "datasets", "diffusers", "huggingface_hub", "transformers")
+       if logging.getLogger(name).getEffectiveLevel() < logging.ERROR})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["set()", "set()"]
+    assert "Failed" not in done.stderr
+
+
+def test_a_process_whose_imports_fail_says_so_in_its_file(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from trfpp.study.apart import apart
+from trfpp.study.plan import Run
+sys.modules["torch"] = None  # as where it is not installed
+run = Run(name="a/b", kind="films", settings=None, digest="", seconds=1.0)
+apart(Path(sys.argv[1]), run, 1, None)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in (tmp_path / "jobs" / "a-b.txt").read_text()
 
 
 def test_a_process_that_dies_fails_its_run_alone(settings, do, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +16,7 @@ from trfpp.trf.base import load_component
 from trfpp.trf.fusing import fuse, unfuse
 from trfpp.trf.halves import on_halves
 from trfpp.trf.patch import inject_patch, load_patch
+from trfpp.trf.quantization import quantize
 from trfpp.trf.variants import TARGET_PRESETS, Kind
 
 TWO = 2
@@ -221,11 +223,12 @@ def test_a_half_precision_layer_keeps_its_width(tiny_model, make_patch, directio
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_a_fused_pair_gives_each_half_weights_of_its_own(unet, rows, kind):
+@pytest.mark.parametrize(("targets", "kind"), [(every_layer, "lora"), *(("all", kind) for kind in get_args(Kind))])
+def test_a_fused_pair_gives_each_half_weights_of_its_own(unet, rows, targets, kind):
     weights = {key: value.clone() for key, value in unet.state_dict().items()}
-    inject_patch(unet, "both", targets="all", kind=kind, rank=4, alpha=8)
-    live = halved(randomised(unet, 0.3), rows)
+    targets, size = (targets, 0.3) if isinstance(targets, str) else (targets(unet), 0.05)
+    inject_patch(unet, "both", targets=targets, kind=kind, rank=4, alpha=8)
+    live = halved(randomised(unet, size), rows)
     fuse(unet)
     assert adapters.is_fused(unet)
     assert adapters.active_scales(unet) == {"default/forward": (1, 0), "default/backward": (0, 1)}
@@ -241,6 +244,82 @@ def test_a_fused_pair_gives_each_half_weights_of_its_own(unet, rows, kind):
     adapters.remove_adapters(unet)
     assert unet.state_dict().keys() == weights.keys()
     assert all(relative(value, weights[key]) < 1e-4 for key, value in unet.state_dict().items() if weights[key].any())
+
+
+@torch.no_grad()
+def test_fusing_again_or_in_vain_leaves_the_weights_alone(unet, rows, make_patch):
+    load_patch(unet, make_patch(direction="both"), "it")
+    live = halved(unet, rows)
+    fuse(unet)
+    with pytest.raises(ValueError, match="fused already"):
+        fuse(unet)
+    unfuse(unet)
+    assert relative(halved(unet, rows), live) < 1e-5
+    last = adapters.adapter_parameters(unet, "it/backward")[-1]
+    kept = last.clone()
+    last.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        fuse(unet)
+    assert not adapters.is_fused(unet)
+    last.copy_(kept)
+    assert relative(halved(unet, rows), live) < 1e-5
+    fuse(unet)
+    assert relative(halved(unet, rows), live) < 1e-5
+
+
+@torch.no_grad()
+def test_weights_in_fewer_bits_are_not_fused(unet, make_patch):
+    quantize(unet, "fp8")
+    load_patch(unet, make_patch(), "it")
+    with pytest.raises(ValueError, match="quantised"):
+        fuse(unet)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_patches_act_alike_while_weights_are_away(tiny_model, rows, make_patch, dtype, direction, fused):
+    """As `enable_sequential_cpu_offload` does it: a layer's weights come when it is called, and go again."""
+    unet = load_component(tiny_model, "unet", dtype=dtype).eval()
+    rows = [value.to(dtype) for value in rows]
+    load_patch(unet, make_patch(direction=direction, targets=every_layer(unet), size=0.05), "it")
+    if fused:
+        fuse(unet)
+    live = halved(unet, rows).float()
+    cpu_offload(unet, torch.device("cpu"))
+    assert next(unet.parameters()).is_meta
+    assert relative(halved(unet, rows).float(), live) < (1e-5 if dtype == torch.float32 else 0.03)
+    for change in (fuse, unfuse):
+        with pytest.raises(ValueError, match="are away" if change is unfuse or not fused else "fused already"):
+            change(unet)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_pair_acts_alike_under_autocast(unet, rows, make_patch, fused):
+    load_patch(unet, make_patch(direction="both"), "it")
+    live = halved(unet, rows)
+    if fused:
+        fuse(unet)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative(halved(unet, rows).float(), live) < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_at_scale_zero_it_is_the_base(unet, rows, kind):
+    """Also what multiplies weights, and once it is fused."""
+    base = halved(unet, rows)
+    inject_patch(unet, "forward", targets="all", kind=kind, rank=4, alpha=8)
+    for name, value in adapters.adapter_weights(randomised(unet, 0.3)).items():
+        if name.endswith("magnitude_vector"):
+            value.mul_(1.3)
+    assert relative(halved(unet, rows), base) > 0.1
+    adapters.set_scales(unet, {"default": 0.0})
+    assert relative(halved(unet, rows), base) < 1e-6
+    fuse(unet)
+    assert relative(halved(unet, rows), base) < 1e-6
 
 
 @torch.no_grad()
