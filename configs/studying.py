@@ -43,8 +43,8 @@ class FullTraining(Settings):
 class Variants(Settings):
     """Other ways to train the forward/backward pair, to be set against it."""
 
-    worlds: list[Domain] = Field(default=["linear", "irreversible"])
-    """Domains in which they are; none leaves them out."""
+    worlds: list[Domain] = Field(default=[])
+    """Domains in which they are."""
     fusion: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the fused loss in the one that is trained for its fusion; the other has rotated attention."""
 
