@@ -181,9 +181,9 @@ def _measured(
 
 
 def _sheets(config: StudyConfig, results: Results, folder: Path, world: str) -> list[Path]:
-    """Contact sheets of the first pairs of which there are videos: truth beside every method that kept them.
+    """Contact sheets of the first pairs: truth beside every method that is done.
 
-    Once films or videos are deleted, the sheets stay as they are.
+    Once films or videos of any are deleted, the sheets stay as they are.
     """
     shown = _shown(config, results, world, ON_SHEETS)
     if not shown:
@@ -199,35 +199,35 @@ def _sheets(config: StudyConfig, results: Results, folder: Path, world: str) -> 
 
 
 def _in_motion(config: StudyConfig, results: Results, folder: Path) -> Path | None:
-    """An animation of the first pair of every domain; stays as it is once films or videos are deleted."""
+    """An animation of the first pair of every domain; stays as it is once films or videos of any are deleted."""
     rows: dict[str, dict[str, np.ndarray]] = {}
-    for world in config.worlds:
+    done = [world for world in config.worlds if any(results.has(f"eval/{world}-{name}") for name in ON_SHEETS)]
+    for world in done:
         best = "long" if results.has(f"eval/{world}-long") else MAIN
         labels = {**ON_SHEETS, best: ON_SHEETS[MAIN]}
         for columns in _shown(config, results, world, (*IN_MOTION, best))[:1]:
             rows[world] = {labels.get(name, name): video for name, video in columns.items()}
     file = folder / MOTION_FILE
-    if rows:
+    if rows and len(rows) == len(done):
         save_animation(file, moving_sheet(rows), MOTION_FPS)
     return file if file.is_file() else None
 
 
 def _shown(config: StudyConfig, results: Results, world: str, methods: Iterable[str]) -> list[dict[str, np.ndarray]]:
-    """Of the first pairs the truth and what those methods made of them, by method; nothing once those are deleted."""
+    """Of the first pairs the truth and what those methods made of them, by method; nothing once any are deleted."""
     names = {method: f"eval/{world}-{method}" for method in methods}
     videos = {method: results.videos(name) for method, name in names.items() if results.has(name)}
     manifest = config.output / world / "pairs" / PAIRS_FOLDER / MANIFEST_FILE
-    if not any(videos.values()) or not manifest.is_file():
+    pairs = read_manifest(manifest)[: config.sheets] if videos and manifest.is_file() else []
+    if any(pair.id not in of_pairs for of_pairs in videos.values() for pair in pairs):
         return []
     shown = []
-    for pair in read_manifest(manifest)[: config.sheets]:
+    for pair in pairs:
         assert pair.truth is not None
         truth = ImageSequence(pair.truth, 1.0)
         frames = range(len(truth.files))
         columns: dict[str, np.ndarray] = {"truth": truth.read(frames)}
-        for method, of_pairs in videos.items():
-            if pair.id in of_pairs:
-                columns[method] = _frames(of_pairs[pair.id], len(frames))
+        columns |= {method: _frames(of_pairs[pair.id], len(frames)) for method, of_pairs in videos.items()}
         shown.append(columns)
     return shown
 

@@ -112,11 +112,13 @@ def test_it_is_made_of_what_is_done(finished, settings, tmp_path):
     assert "Sweep" not in text
     assert f"2 evaluations are done, {len(make_plan(config).runs) - 4} runs are to come." in text
     assert {file.name for file in path.parent.iterdir()} == {"report.md", "loop.png", "loop-1.jpg"}
-    for name in ("loop", "eval/loop-base/videos", "eval/loop-flow_warp/videos"):
+    sheet = (path.parent / "loop-1.jpg").read_bytes()
+    for name in ("eval/loop-base/videos", "eval/loop-flow_warp/videos", "loop"):
         shutil.rmtree(output / name)
-    write_report(config, make_plan(config))
-    assert table_after(path.read_text(), "loop") == table_after(text, "loop")
-    assert "loop-1.jpg" in path.read_text()  # which cannot be drawn again
+        write_report(config, make_plan(config))
+        assert table_after(path.read_text(), "loop") == table_after(text, "loop")
+        assert "loop-1.jpg" in path.read_text()  # which cannot be drawn whole again
+        assert (path.parent / "loop-1.jpg").read_bytes() == sheet
 
 
 def test_stale_evaluations_are_left_out(finished, settings):
