@@ -27,7 +27,11 @@ def of_study(output, *words):
 @pytest.fixture
 def measured(tmp_path):
     """A copy of what was measured, without films, caches and all trainings but one."""
-    return Path(shutil.copytree(MEASURED, tmp_path / "copy"))
+    copy = Path(shutil.copytree(MEASURED, tmp_path / "copy"))
+    for training in (copy / "runs").iterdir():
+        if training.name != "linear-pair":
+            shutil.rmtree(training)
+    return copy
 
 
 def digests(config):
