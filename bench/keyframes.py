@@ -1,9 +1,9 @@
 """Films through keyframes, against the same keyframes as pairs one after another.
 
 On films of the procedural worlds that no patch saw: five keyframes at uneven times in open films, three in closed ones,
-which end where they began. Both ways are sampled with the same settings, and the same seed a film. A jump is how much
-the velocity of the thing (of the camera, in degrees) changes from one frame to the next. Prints one table and saves it
-beside this file.
+which end where they began. Both ways are sampled by one sampler as it is meant to be used, from the same seed a film;
+beside them stands the truth through the VAE, which nothing could be better than. A jump is how much the velocity of the
+thing (of the camera, in degrees) changes from one frame to the next. Prints one table and saves it beside this file.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from trfpp.data_prep.procedural import film
 from trfpp.data_prep.worlds.film import Film
 from trfpp.infer.statistics import paired_interval
 from trfpp.infer.tracking import camera_path, track
+from trfpp.train.appraise import reconstruct
 from trfpp.trf.device import best_device
 
 HELD_OUT = 100_000
 """Number of the first film: patches are trained on earlier ones."""
 OPEN, OPEN_FRAMES = (0, 5, 11, 16, 22), 23
 CLOSED, CLOSED_FRAMES = (0, 5, 12), 18
-WAYS = ("pairs", "film")
+WAYS = ("truth through the VAE", "pairs", "film")
 METRICS = ("inner PSNR, dB", "keyframes' PSNR, dB", "off by", "jump at keyframes", "jump elsewhere", "UNet calls")
 
 
@@ -74,8 +75,8 @@ class World:
         return track(frames, truth.colour, truth.radius)
 
 
-def measure(model: str, world: World, number: int, steps: int) -> np.ndarray:
-    """Metrics of both ways, `[films, ways, metrics]`."""
+def measure(model: str, world: World, number: int, sampler: str) -> np.ndarray:
+    """Metrics of all ways, `[films, ways, metrics]`."""
     pipe = TimeReversalFusionPipeline.from_pretrained(model).to(best_device())
     pipe.set_progress_bar_config(disable=True)
     if world.patch:
@@ -86,9 +87,7 @@ def measure(model: str, world: World, number: int, steps: int) -> np.ndarray:
         true = truth.frames[: world.frames]
         keyframes = [Image.fromarray(true[time]) for time in world.times]
         told = {
-            "sampler": "trf",
-            "num_inference_steps": steps,
-            "max_guidance_scale": 1.0,
+            "sampler": sampler,
             "fps": truth.fps,
             "motion_bucket_id": motion_bucket(motion_score(truth.frames, truth.fps)),
             "output_type": "np",
@@ -108,14 +107,24 @@ def measure(model: str, world: World, number: int, steps: int) -> np.ndarray:
         )  # fmt: skip
         rows.append([
             measured(world, index, truth, video, used)
-            for video, used in ((pairs, calls), (whole.frames[0], whole.unet_calls))
+            for video, used in (
+                (reconstruct(pipe.vae, true[None])[0], 0),
+                (as_bytes(pairs), calls),
+                (as_bytes(whole.frames[0]), whole.unet_calls),
+            )
         ])  # fmt: skip
     return np.array(rows)
 
 
-def measured(world: World, index: int, truth: Film, video: np.ndarray, calls: int) -> list[float]:
-    """Metrics of one film."""
-    frames, true = (video * 255).round().astype(np.uint8), truth.frames[: world.frames]
+def as_bytes(video: np.ndarray) -> np.ndarray:
+    """Frames of 0 to 1 as uint8."""
+    frames: np.ndarray = (video * 255).round().astype(np.uint8)
+    return frames
+
+
+def measured(world: World, index: int, truth: Film, frames: np.ndarray, calls: int) -> list[float]:
+    """Metrics of one film, uint8 `[F, H, W, 3]`."""
+    true = truth.frames[: world.frames]
     path = world.path(frames, truth, index)
     known = truth.camera[:, :1] if truth.camera is not None else truth.positions
     assert known is not None
@@ -134,7 +143,7 @@ def measured(world: World, index: int, truth: Film, video: np.ndarray, calls: in
 
 
 def table(worlds: Sequence[World], results: Sequence[np.ndarray]) -> str:
-    """Means, and what the film has more than the pairs with its interval."""
+    """Means of each way, and what the film has more than the pairs with its interval."""
     lines = [
         "| world | | " + " | ".join(METRICS[:-1]) + " | jump at keyframes / elsewhere | UNet calls |",
         "|" + " --- |" * 8,
@@ -147,7 +156,8 @@ def table(worlds: Sequence[World], results: Sequence[np.ndarray]) -> str:
             lines.append(f"| {kind} | {way} | {' | '.join(cells)} | {ratio:.2f} | {own[:, 5].mean():.0f} |")
         gains = []
         for column in range(5):
-            gain = paired_interval(rows[:, 0, column].tolist(), rows[:, 1, column].tolist(), "difference")
+            pairs, film_ = (rows[:, WAYS.index(way), column].tolist() for way in ("pairs", "film"))
+            gain = paired_interval(pairs, film_, "difference")
             gains.append(f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]")
         lines.append(f"| | film - pairs | {' | '.join(gains)} | | |")
     return "\n".join(lines)
@@ -158,17 +168,17 @@ if __name__ == "__main__":
     parser.add_argument("worlds", nargs="+", help="world, or world=PATCH")
     parser.add_argument("--model", default="miniature", help="an SVD folder or a hub id (default: %(default)s)")
     parser.add_argument("--films", type=int, default=16, help="films of a world (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=12, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--sampler", default="trf++", help="trf++ or trf, with its own settings (default: %(default)s)")
     asked = parser.parse_args()
     logging.disable(logging.WARNING)
     began = time.perf_counter()
     chosen = [
         World(name, Path(patch) if patch else None) for name, _, patch in (w.partition("=") for w in asked.worlds)
     ]
-    found = [measure(asked.model, world, asked.films, asked.steps) for world in chosen]
+    found = [measure(asked.model, world, asked.films, asked.sampler) for world in chosen]
     spent = time.perf_counter() - began
     title = (
-        f"{asked.model}, {asked.films} films a world, {asked.steps} steps without guidance, {platform.machine()}, "
+        f"{asked.model}, {asked.films} films a world, {asked.sampler}, {platform.machine()}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}, {spent:.0f} s. "
         f"Open films: {OPEN_FRAMES} frames, keyframes at {OPEN}; closed ones (loop): {CLOSED_FRAMES}, at {CLOSED}. "
         "Windows of the model's own length; off by and jumps in pixels, of views in degrees; 95 % intervals."

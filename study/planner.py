@@ -53,7 +53,8 @@ def make_plan(config: StudyConfig) -> Plan:
         for variant in ("fused", "rotated"):
             planner.method(world, variant)
     if config.forgetting:
-        planner.method("base", "base")
+        for method in ("base", "cross_fade", "flow_warp", "ceiling"):
+            planner.method("base", method)
         for world in config.worlds:
             planner.measure("base", world, patch=planner.patch(world, MAIN))
         for world in config.longer.worlds:

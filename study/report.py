@@ -16,8 +16,9 @@ from ..trf.replace import replacing
 from .figures import gains_figure, methods_figure, sweep_figure
 from .log import duration, read_log, seconds_taken
 from .markdown import NOTE, PAIRED_NOTE, bullets, gain, picture, table
+from .overview import overview_table
 from .plan import MAIN, METHODS, VARIANTS, Curve, Plan
-from .results import ERRORS, METRICS, Metric, Results
+from .results import ERRORS, METRICS, Results
 from .ways import ways_of_sampling
 
 REPORT_FILE = "report.md"
@@ -36,12 +37,12 @@ IN_MOTION = ("cross_fade", "base")
 MOTION_FPS = 8.0
 MOTION_FILE = "worlds.webp"
 PANELS = {
-    "PSNR, dB": (("inner_psnr",), 2),
-    "SSIM": (("inner_ssim",), 3),
-    "path error, % points": (ERRORS, 2),
-    "disagreement": (("disagreement",), 3),
+    "PSNR, dB": ("inner_psnr",),
+    "SSIM": ("inner_ssim",),
+    "path error, % points": ERRORS,
+    "disagreement": ("disagreement",),
 }
-"""Of the overview: the metric, or which of them a domain has, and its digits."""
+"""Of the overview's figure: the metric, or which of them a domain has."""
 PICTURED = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees", "motion_ratio", "disagreement")
 SWEPT = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees", "disagreement")
 CONTRASTED = ("inner_psnr", "track_pixels", "path_degrees")
@@ -91,40 +92,24 @@ def _trained_on(config: StudyConfig) -> str:
 
 
 def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
-    """The answer in one table and one figure: every patched method against the base."""
+    """The answer in one table and one figure."""
     gains: dict[str, dict[str, dict[str, Interval]]] = {title: {} for title in PANELS}
     for world in config.worlds:
         for method in (name for name in METHODS if name not in (*FLOORS, "base", "ceiling")):
             base, name = f"eval/{world}-base", f"eval/{world}-{method}"
             if results.has(base) and results.has(name):
                 found = results.gains(base, name)
-                for title, (metrics, _) in PANELS.items():
+                for title, metrics in PANELS.items():
                     for metric in found.keys() & set(metrics):
                         gains[title].setdefault(world, {})[method] = found[metric]
     if not any(gains.values()):
-        return "## Against the base\n\nNo patch was measured against the base yet."
+        return "## Against the base and the floor\n\nNo patch was measured against the base yet."
     file = folder / "gains.png"
     gains_figure(file, {title: worlds for title, worlds in gains.items() if worlds}, METHODS)
-    rows = [
-        [
-            label,
-            *(
-                gain(Metric(title, digits, ""), gains[title].get(world, {}).get(method))
-                for title, (_, digits) in PANELS.items()
-            ),
-        ]
-        for world in config.worlds
-        for method, label in ((MAIN, world), ("long", f"{world}, trained on"))
-        if any(method in worlds.get(world, {}) for worlds in gains.values())
-    ]
-    head = (
-        f"## Against the base\n\nThe {METHODS[MAIN]} minus the base, and where it is done the same pair trained on. "
-        f"{PAIRED_NOTE}"
-    )
     moving = _in_motion(config, results, folder)
     return "\n\n".join([
-        head,
-        table(["domain", *PANELS], rows),
+        "## Against the base and the floor",
+        overview_table(results, config.worlds),
         *([picture(moving, "A pair of each domain, in motion")] if moving else []),
         picture(file, "What each method has more than the base"),
     ])  # fmt: skip
@@ -143,11 +128,12 @@ def _world(config: StudyConfig, results: Results, folder: Path, world: str) -> s
 
 def _forgetting(config: StudyConfig, results: Results, folder: Path) -> str:
     """What patches cost where they are not meant for."""
-    labels: dict[str, str] = {"base": "base"}
+    labels: dict[str, str] = {name: METHODS[name] for name in ("cross_fade", "flow_warp", "base")}
     for world in config.worlds:
         labels |= {world: f"patch for {world}", f"{world}-long": f"patch for {world}, trained on"}
+    labels["ceiling"] = METHODS["ceiling"]
     names = {name: f"eval/base-{name}" for name in labels if results.has(f"eval/base-{name}")}
-    if len(names) < 2:
+    if not any(name not in METHODS for name in names):
         return ""
     head = "## On the base world\n\nEvery domain's patch on films of the base world, which moves little and every way."
     return "\n\n".join([head, *_measured(results, names, labels)])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..infer.compare import Comparison, compare
 from ..infer.evaluation import SUMMARY_FILE, VIDEOS_FOLDER, Row, read_rows
-from ..infer.statistics import Interval, mean_interval, paired_interval
+from ..infer.statistics import Contrast, Interval, mean_interval, paired_interval
 from .plan import Plan
 from .work import done_in
 
@@ -78,7 +78,7 @@ class Results:
     def __init__(self, output: Path, plan: Plan) -> None:
         self.output = output
         self.plan = plan
-        self._compared: dict[tuple[str, str], Comparison] = {}
+        self._compared: dict[tuple[str, str, Contrast], Comparison] = {}
         self._read: dict[str, Mapping[str, Row]] = {}
 
     @cached_property
@@ -113,9 +113,17 @@ class Results:
 
     def gains(self, base: str, name: str) -> dict[str, Interval]:
         """What an evaluation has more than another, of each metric, pair by pair."""
-        if (base, name) not in self._compared:
-            self._compared[base, name] = compare(self.output / base, self.output / name)
-        return {metric: one.contrast for metric, one in self._compared[base, name].metrics.items()}
+        return self._contrasts(base, name, "difference")
+
+    def ratios(self, base: str, name: str) -> dict[str, Interval]:
+        """How many times as much an evaluation has as another, of each metric, in the mean."""
+        return self._contrasts(base, name, "ratio")
+
+    def _contrasts(self, base: str, name: str, contrast: Contrast) -> dict[str, Interval]:
+        key = (base, name, contrast)
+        if key not in self._compared:
+            self._compared[key] = compare(self.output / base, self.output / name, contrast)
+        return {metric: one.contrast for metric, one in self._compared[key].metrics.items()}
 
     def over_shared(self, points: Iterable[tuple[V, str]], base: str) -> dict[V, Point]:
         """The finished ones of these evaluations, and what each has more than the base, over the pairs all share."""

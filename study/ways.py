@@ -8,11 +8,11 @@ from .markdown import NOTE, PAIRED_NOTE, gain, table
 from .plan import METHODS, Sampled
 from .results import METRICS, Results
 
-SHOWN = ("inner_psnr", "track_pixels", "path_degrees", "bound_psnr", "motion_ratio", "sharpness_ratio")
-CONTRASTED = ("inner_psnr", "track_pixels", "path_degrees")
+SHOWN = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees", "bound_psnr", "motion_ratio", "sharpness_ratio")
+CONTRASTED = ("inner_psnr", "inner_ssim", "track_pixels", "path_degrees")
 ABOUT = (
-    "A UNet call is one direction at one noise level, guided or not. Seconds and memory are those of the runs "
-    "themselves, some of which shared a machine: the most that a process held meanwhile, or a GPU had allocated."
+    "A UNet call is one direction at one noise level, guided or not. What a way costs in seconds and memory, "
+    "`bench/sample.py` measures on a machine that does nothing else."
 )
 
 
@@ -21,9 +21,10 @@ def ways_of_sampling(results: Results) -> str:
     parts = []
     for world in dict.fromkeys(one.world for one in results.plan.sampled):
         methods = [one for one in results.plan.sampled if one.world == world]
-        done = sum(results.has(name) for one in methods for _, name in one.ways[1:])
+        done = [name for one in methods for _, name in one.ways[1:] if results.has(name)]
         if done:
-            parts.append(f"### {world}\n\n{_table(results, methods)}")
+            pairs = results.summary(done[0])["pairs"]
+            parts.append(f"### {world}\n\n{pairs} pairs.\n\n{_table(results, methods)}")
     return "\n\n".join(["## Ways of sampling", f"{ABOUT} {NOTE} {PAIRED_NOTE}", *parts]) if parts else ""
 
 
@@ -34,7 +35,7 @@ def _table(results: Results, methods: Sequence[Sampled]) -> str:
     less = [name for name in CONTRASTED if name in found]
     own = methods[0].ways[0][0]
     head = [
-        "way", "on", "UNet calls", "seconds a pair", "memory, MiB", *(str(METRICS[name]) for name in shown),
+        "way", "on", "UNet calls", *(str(METRICS[name]) for name in shown),
         *(f"{METRICS[name].title}, minus {own}" for name in less),
     ]  # fmt: skip
     rows = []
@@ -42,12 +43,10 @@ def _table(results: Results, methods: Sequence[Sampled]) -> str:
         for way, name in one.ways:
             if way not in points[one.method]:
                 continue
-            said, (means, gains) = results.summary(name), points[one.method][way]
-            memory = said.get("peak_memory_bytes")
+            means, gains = points[one.method][way]
             rows.append([
                 way, METHODS[one.method],
-                f"{said['unet_calls_per_video']:g}", f"{said['seconds'] / said['pairs']:.1f}",
-                "" if memory is None else f"{memory / 2**20:,.0f}",
+                f"{results.summary(name)['unet_calls_per_video']:g}",
                 *(METRICS[metric].interval(means[metric]) if metric in means else "" for metric in shown),
                 *(gain(METRICS[metric], gains.get(metric)) for metric in less),
             ])  # fmt: skip
