@@ -142,7 +142,8 @@ class SamplerOverrides(Settings):
     min_guidance_scale: float | None = None
     """Guidance at the frame of the condition. Unset: the sampler's own, 1 of trf and trf++."""
     max_guidance_scale: float | None = None
-    """Guidance at the far frame; 1 or less switches guidance off. Unset: the sampler's own, 3 of trf and trf++."""
+    """Guidance at the far frame; 1 or less switches guidance off. Unset: the sampler's own, 3 of trf and trf++. vibid
+    and MPD have one scale for all frames, said by either setting, and guide unless it is 1."""
     min_guidance_sigma: Annotated[float, Field(ge=0)] | None = None
     """Least noise (sigma) at which guidance is done; steps without it cost half, but for samplers with CFG++. Unset: 1
     for trf++, else 0."""

@@ -48,7 +48,7 @@ class Guidance:
     @classmethod
     def of(cls, settings: SamplerSettings, num_frames: int, device: torch.device) -> Guidance | None:
         """What the settings ask for, over so many frames of a direction; none if that guides nothing."""
-        if settings.max_guidance_scale <= 1:
+        if not settings.guided:
             return None
         scale = frame_guidance(settings.min_guidance_scale, settings.max_guidance_scale, num_frames, device)
         return cls(scale=scale, sigmas=(settings.min_guidance_sigma, settings.max_guidance_sigma))

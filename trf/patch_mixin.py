@@ -133,16 +133,18 @@ class PatchesMixin:
 
     @property
     def recommended(self) -> dict[str, Any]:
-        """Sampler settings that the active patches recommend; of several patches, the one loaded last decides."""
-        recommended: dict[str, Any] = {}
-        for name in self.patch_scales:
-            card = self.cards.get(name)
-            if card:
-                recommended |= dict(height=card.height, width=card.width, num_frames=card.num_frames, fps=card.fps)
-                if card.motion:
-                    recommended["motion_bucket_id"] = card.motion.motion_bucket_median
-                recommended |= card.sampler
-        return recommended
+        """Sampler settings that an active patch recommends; of several patches, the one loaded last decides.
+
+        Cards are not mixed: the steps and the guidance of one are for the sampler that it names, or for the usual one.
+        """
+        cards = [card for name in self.patch_scales if (card := self.cards.get(name))]
+        if not cards:
+            return {}
+        card = cards[-1]
+        recommended = dict(height=card.height, width=card.width, num_frames=card.num_frames, fps=card.fps)
+        if card.motion:
+            recommended["motion_bucket_id"] = card.motion.motion_bucket_median
+        return recommended | card.sampler
 
     @property
     def calibration(self) -> Calibration | None:

@@ -18,21 +18,22 @@ USUAL: SamplerName = "trf++"
 """The sampler of calls and cards that name none."""
 RENOISING = ("jump_length", "jump_n_sample", "repeat_step_ratio")
 """The settings that only `trf` and `trf-reference` know: where they go back in noise."""
-GUIDANCE = ("min_guidance_scale", "max_guidance_scale", "min_guidance_sigma", "max_guidance_sigma")
+SCALES = ("min_guidance_scale", "max_guidance_scale")
+"""The settings of how strong classifier-free guidance is."""
+GUIDANCE = (*SCALES, "min_guidance_sigma", "max_guidance_sigma")
 """The settings of classifier-free guidance: how strong it is, and at which noise levels."""
+CFG_PLUS: tuple[SamplerName, ...] = ("vibid", "mpd-seq", "mpd-par")
+"""The samplers with CFG++ (arXiv 2406.08070): guided by one scale for all frames, unless that is 1."""
 OF_SAMPLER = ("num_inference_steps", *GUIDANCE, "noise_scale_ratio", *RENOISING)
 """The settings that suit one sampler and mean something else to another."""
 PATCH_POINTS = ("patch_schedule", "patch_frames")
 """The settings that make patches stronger at some noise levels or frames than at others."""
-_ONE_PASS = {"num_inference_steps": 25, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     # With patches more steps lost, and guidance gains as much here as at all noise levels: docs/experiments.md.
     "trf++": {"num_inference_steps": 12, "min_guidance_sigma": 1.0, "max_guidance_sigma": 20.0},
     # Its guidance rises over the frames in either half, and the mean of both is taken: 2 everywhere.
     "gi": {"num_inference_steps": 50, "min_guidance_scale": 2.0, "max_guidance_scale": 2.0},
-    "vibid": _ONE_PASS,
-    "mpd-seq": _ONE_PASS,
-    "mpd-par": _ONE_PASS,
+    **{name: {"num_inference_steps": 25, **dict.fromkeys(SCALES, 1.0)} for name in CFG_PLUS},
 }
 """What a sampler's authors use where it differs from TRF's release."""
 
@@ -61,7 +62,10 @@ class SamplerSettings:
     min_guidance_scale: float = 1.0
     """Classifier-free guidance at the frame of the condition."""
     max_guidance_scale: float = 3.0
-    """Classifier-free guidance at the frame farthest from the condition; with 1 or less no guidance is done."""
+    """Classifier-free guidance at the frame farthest from the condition; with 1 or less no guidance is done.
+
+    With CFG++ both are the one scale of all frames: `resolve` takes either for both, and 1 alone is no guidance.
+    """
     min_guidance_sigma: float = 0.0
     """Least noise level at which guidance is done, in units of sigma; see arXiv 2404.07724. A step without guidance
     costs half, but for samplers with CFG++."""
@@ -85,6 +89,12 @@ class SamplerSettings:
     """`trf` (arXiv 2403.14611); `trf++`: ours, few steps and none of them done again, the bounds held;
     `trf-reference`: the release's exact behaviour, its defect included; `gi` (Generative Inbetweening,
     arXiv 2408.15239), `vibid` (ViBiDSampler, arXiv 2410.05651), `mpd-seq` and `mpd-par` (MPD, ICLR 2026)."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is guidance, at some noise level at least."""
+        scale = self.max_guidance_scale
+        return scale != 1 if self.sampler in CFG_PLUS else scale > 1
 
     @property
     def patch_points(self) -> list[str]:
@@ -159,7 +169,8 @@ def resolve(
 ) -> tuple[SamplerSettings, dict[str, str]]:
     """Settings of one call, and for each where it came from: `caller`, `patch card`, `model`, `sampler` or `default`.
 
-    A card recommends steps, guidance and re-noising for its own sampler; with another one they are left aside.
+    A card recommends steps, guidance and re-noising for its own sampler; with another one they are left aside. For
+    samplers with CFG++ the guidance scale is said by `min_guidance_scale` or `max_guidance_scale`, and is then both.
 
     Args:
         told: what the caller said; `None` counts as unsaid.
@@ -167,7 +178,7 @@ def resolve(
         native: what the base model was made for (size and number of frames).
 
     Raises:
-        ValueError: for an unknown name or a value out of range.
+        ValueError: for an unknown name, a value out of range, or two guidance scales where there is one.
     """
     unknown = sorted({*told, *recommended, *native} - set(SETTING_NAMES))
     if unknown:
@@ -181,7 +192,20 @@ def resolve(
     own = OWN_DEFAULTS.get(chosen, {})
     for source, given in (("sampler", own), ("model", native), ("patch card", recommended), ("caller", told)):
         said = {name: value for name, value in given.items() if value is not None}
+        if chosen in CFG_PLUS:
+            said |= _one_scale(chosen, said)
         values |= said
         sources |= dict.fromkeys(said, source)
     settings = SamplerSettings(**values)
     return settings, {name: sources.get(name, "default") for name in asdict(settings)}
+
+
+def _one_scale(sampler: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The guidance scale that is said, if any, as both settings of it."""
+    scales = [said[name] for name in SCALES if name in said]
+    if scales and scales[0] != scales[-1]:
+        raise ValueError(
+            f"min_guidance_scale={scales[0]}, max_guidance_scale={scales[-1]}: sampler={sampler!r} has one scale for "
+            "all frames; give one of the two."
+        )
+    return dict.fromkeys(SCALES, scales[0]) if scales else {}

@@ -70,7 +70,7 @@ def warn_of_what_is_left_out(settings: SamplerSettings, plan: Sequence[Iteration
         logger.warning("noise_scale_ratio=%g has no effect: nothing is re-noised.", settings.noise_scale_ratio)
     own = OWN_DEFAULTS.get(settings.sampler, {})
     guided = [name for name in GUIDANCE if getattr(settings, name) != own.get(name, getattr(SamplerSettings, name))]
-    if settings.max_guidance_scale <= 1 and (idle := [name for name in guided if name != "max_guidance_scale"]):
+    if not settings.guided and (idle := [name for name in guided if name != "max_guidance_scale"]):
         logger.warning(
             "max_guidance_scale=%g: nothing is guided, so %s is left aside.",
             settings.max_guidance_scale, ", ".join(idle),

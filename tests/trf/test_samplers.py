@@ -11,10 +11,11 @@ from functools import partial
 import pytest
 import torch
 
+from trfpp.trf.denoiser import BoundedDenoiser, Condition, Guidance
 from trfpp.trf.fusion import even_weights, linear_weights
 from trfpp.trf.samplers import Bounds, Estimate, anchored, sample
 from trfpp.trf.schedule import mpd_par_plan, trf_plan, unet_calls, vibid_plan
-from trfpp.trf.settings import OWN_DEFAULTS, SamplerSettings
+from trfpp.trf.settings import OWN_DEFAULTS, SamplerSettings, resolve
 from trfpp.trf.strategies import STRATEGIES
 
 FRAMES, CHANNELS, SIDE = 5, 3, 2
@@ -160,70 +161,125 @@ def conjugate_gradients(estimate, index, measured, rounds=5):
     return x
 
 
-def one_way(x, sigma, sigma_next, bound, far):
-    """CFG++ at scale 1 with the far bound measured, on a film in its own order."""
-    estimate = conjugate_gradients(clean(x, sigma, bound), -1, far)
-    return estimate + sigma_next * (x - clean(x, sigma, None)) / sigma
+def noise_of(x, v, sigma):
+    """The noise that a velocity says is in a film."""
+    return x * sigma / (sigma**2 + 1) + v / (sigma**2 + 1).sqrt()
 
 
-def to_and_fro(x, sigma, sigma_next, noise):
-    x = one_way(x, sigma, sigma_next, BOUNDS.start, BOUNDS.end)
-    x = x + noise() * (sigma**2 - sigma_next**2).sqrt()
-    return one_way(x.flip(1), sigma, sigma_next, BOUNDS.end, BOUNDS.start).flip(1)
+def noises(x, sigma, bound, scale):
+    """CFG++ (algorithm 2): the noise without conditions, and that towards the condition or past it."""
+    free, conditional = (noise_of(x, velocity(x, sigma, told), sigma) for told in (None, bound))
+    return free, free + scale * (conditional - free)
 
 
-def aligned(x, sigma, sigma_next, noise):
+def one_way(x, sigma, sigma_next, free, guided, far):
+    """CFG++ on a film in its own order, the far bound measured: noise is taken off guided and put back unguided."""
+    return conjugate_gradients(x - sigma * guided, -1, far) + sigma_next * free
+
+
+def to_and_fro(x, sigma, sigma_next, noise, scale):
+    x = one_way(x, sigma, sigma_next, *noises(x, sigma, BOUNDS.start, scale), BOUNDS.end)
+    x = (x + noise() * (sigma**2 - sigma_next**2).sqrt()).flip(1)
+    return one_way(x, sigma, sigma_next, *noises(x, sigma, BOUNDS.end, scale), BOUNDS.start).flip(1)
+
+
+def aligned(x, sigma, sigma_next, noise, scale):
     """MPD: the backward residual noise begins at the end bound and changes over the frames as the forward one does."""
-    own = x.flip(1)
-    residual = (x - clean(x, sigma, BOUNDS.start)) / sigma
+    own, (free, residual) = x.flip(1), noises(x, sigma, BOUNDS.start, scale)
     first = (own[:, :1] - BOUNDS.end.unsqueeze(1)) / sigma
     changes = -(residual[:, 1:] - residual[:, :-1]).flip(1)
     distilled = torch.cat([first, first + changes.cumsum(1)], dim=1)
-    estimate = conjugate_gradients(own - sigma * distilled, -1, BOUNDS.start)
-    own = estimate + sigma_next * (own - clean(x, sigma, None).flip(1)) / sigma
+    own = one_way(own, sigma, sigma_next, free.flip(1), distilled, BOUNDS.start)
     return own.flip(1) + noise() * (sigma**2 - sigma_next**2).sqrt()
 
 
-def vibid(steps, early=0.0, rounds=0):
+def vibid(steps, scale, early=0.0, rounds=0):
     sigmas, noise = levels(steps), Noise()
     x = film(0) * sigmas[0]
     for i in range(steps):
         for _ in range(rounds if i < early * steps else 0):
-            x = aligned(x, sigmas[i], sigmas[i + 1], noise)
-        x = to_and_fro(x, sigmas[i], sigmas[i + 1], noise)
+            x = aligned(x, sigmas[i], sigmas[i + 1], noise, scale)
+        x = to_and_fro(x, sigmas[i], sigmas[i + 1], noise, scale)
     x[:, -1] = BOUNDS.end  # theirs leaves the frame at the end as it was estimated from that very frame
     return x
 
 
-def mpd_parallel(steps):
+def mpd_parallel(steps, scale):
     sigmas, noise, weights = levels(steps), Noise(), linear_weights(FRAMES).double()
     x = film(0) * sigmas[0]
     for i in range(steps):
         sigma, lower = sigmas[i], sigmas[i + 1]
         if i < 0.1 * steps:
-            x = to_and_fro(aligned(x, sigma, lower, noise), sigma, lower, noise)
+            x = to_and_fro(aligned(x, sigma, lower, noise, scale), sigma, lower, noise, scale)
             continue
         for again in (True, True, True, False):
-            forward, backward = clean(x, sigma, BOUNDS.start), clean(x.flip(1), sigma, BOUNDS.end).flip(1)
-            x = weights * forward + (1 - weights) * backward + lower * (x - clean(x, sigma, None)) / sigma
+            free, forward = noises(x, sigma, BOUNDS.start, scale)
+            backward = noises(x.flip(1), sigma, BOUNDS.end, scale)[1].flip(1)
+            x = x - sigma * (weights * forward + (1 - weights) * backward) + lower * free
             if again:
                 x = x + noise() * (sigma**2 - lower**2).sqrt()
     return x
 
 
 @pytest.mark.parametrize(
-    ("name", "guidance", "theirs"),
+    ("name", "steps", "guidance", "theirs"),
     [
-        ("trf", 1.8, lambda: time_reversal_fusion(30, 1.8)),
-        ("gi", 2.0, lambda: generative_inbetweening(8, 2.0)),
-        ("vibid", 1.0, lambda: vibid(10)),
-        ("mpd-seq", 1.0, lambda: vibid(10, early=0.2, rounds=3)),
-        ("mpd-par", 1.0, lambda: mpd_parallel(10)),
+        ("trf", 30, 1.8, time_reversal_fusion),
+        ("gi", 8, 2.0, generative_inbetweening),
+        *(
+            (name, 10, scale, theirs)
+            for name, theirs in (
+                ("vibid", vibid),
+                ("mpd-seq", partial(vibid, early=0.2, rounds=3)),
+                ("mpd-par", mpd_parallel),
+            )
+            for scale in (1.0, 1.7, 0.6)
+        ),
     ],
 )
-def test_each_is_what_its_paper_says(name, guidance, theirs):
-    expected = theirs()
-    assert torch.allclose(ours(name, {"trf": 30, "gi": 8}.get(name, 10), guidance), expected, rtol=1e-9, atol=1e-9)
+def test_each_is_what_its_paper_says(name, steps, guidance, theirs):
+    assert torch.allclose(ours(name, steps, guidance), theirs(steps, guidance), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.7, 0.6])
+def test_a_unet_steps_along_what_it_says_without_conditions(pipe, scale):
+    """Two levels of ViBiD's, of which one is guided, against a UNet that sees a row at a time."""
+    told = {"sampler": "vibid", "num_frames": 4, "max_guidance_scale": scale, "min_guidance_sigma": 2.0}
+    guidance = Guidance.of(resolve(told, {}, {})[0], 4, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    conditions = {
+        way: Condition(embedding=draw(1, 1, 32), latents=draw(1, 1, 4, 4, 6)) for way in ("forward", "backward")
+    }
+    bounds, drawn = Bounds(start=draw(1, 4, 4, 6), end=draw(1, 4, 4, 6)), [draw(1, 4, 4, 4, 6) for _ in range(2)]
+    sigmas, x, ids = torch.tensor([7.0, 1.0, 0.0]), draw(1, 4, 4, 4, 6) * 7, torch.tensor([[6.0, 127.0, 0.02]])
+
+    def seen(x, sigma, way):
+        noise = []
+        for share in (0, 1):
+            latents = share * conditions[way].latents.expand_as(x)
+            inputs = torch.cat([x / (sigma**2 + 1).sqrt(), latents], dim=2)
+            v = pipe.unet(inputs, 0.25 * sigma.log(), share * conditions[way].embedding, added_time_ids=ids).sample
+            noise.append(noise_of(x, v, sigma))
+        free, conditional = noise
+        return free, free + (scale if sigma > 2 else 1) * (conditional - free)
+
+    denoise = BoundedDenoiser(
+        unet=pipe.unet, conditions=conditions, ids=ids, sigmas=sigmas, timesteps=0.25 * sigmas[:2].log(),
+        guidance=guidance, free=True,
+    )  # fmt: skip
+    noise, again = iter(drawn), iter(drawn)
+    with torch.no_grad():
+        made = sample(denoise, x, sigmas, vibid_plan(2), lambda: next(noise), bounds=bounds, cfg_plus=True)
+        for sigma, lower in itertools.pairwise(sigmas):
+            x = one_way(x, sigma, lower, *seen(x, sigma, "forward"), bounds.end)
+            x = (x + next(again) * (sigma**2 - lower**2).sqrt()).flip(1)
+            x = one_way(x, sigma, lower, *seen(x, sigma, "backward"), bounds.start).flip(1)
+    assert torch.allclose(made[:, :-1], x[:, :-1], atol=1e-4)
+    assert torch.equal(made[:, -1], bounds.end)
 
 
 def test_no_two_of_them_are_the_same():

@@ -3,13 +3,14 @@
 import itertools
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
-from trfpp.trf.settings import SamplerSettings, resolve
+from trfpp.trf.settings import CFG_PLUS, SamplerSettings, resolve
 from trfpp.trf.strategies import STRATEGIES
 from trfpp.trf.two_unets import TwoUNets
 
@@ -39,7 +40,7 @@ def test_the_same_seed_gives_the_same_bits_and_no_two_samplers_the_same_film(pip
     assert all(relative(films[a], films[b]) > 1e-2 for a in names for b in names if a != b)
 
 
-@pytest.mark.parametrize("name", ["vibid", "mpd-seq"])
+@pytest.mark.parametrize("name", ["trf++", "vibid", "mpd-seq"])
 def test_first_and_last_frame_are_the_bounds(pipe, name):
     film = run(pipe, name).frames
     for number, frame in ((0, 0), (1, -1)):
@@ -57,14 +58,20 @@ def test_rows_one_at_a_time_give_the_same_film(pipe, name):
 
 
 def test_calls_are_those_of_the_plan_and_the_bar_counts_them(pipe, monkeypatch):
-    bars = []
-    usual = pipe.progress_bar
-    monkeypatch.setattr(pipe, "progress_bar", lambda **told: bars.append(usual(**told)) or bars[-1])
+    bars, counted, usual = [], [], pipe.progress_bar
+
+    def progress_bar(**told):
+        bars.append(usual(**told))
+        monkeypatch.setattr(bars[-1], "update", counted.append)
+        return bars[-1]
+
+    monkeypatch.setattr(pipe, "progress_bar", progress_bar)
     settings = {name: SamplerSettings(sampler=name, num_inference_steps=3) for name in OTHERS}
     for name in OTHERS:
+        counted.clear()
         result = run(pipe, name)
         expected = sum({"fused": 2, "renoise": 0}.get(i.kind, 1) for i in STRATEGIES[name].plan(settings[name]))
-        assert result.unet_calls == expected == bars[-1].total
+        assert result.unet_calls == expected == bars[-1].total == sum(counted)
         assert (result.disagreement is None) == (name in ("vibid", "mpd-seq"))
 
 
@@ -116,6 +123,54 @@ def test_a_sampler_brings_its_own_settings_and_leaves_those_of_another_aside():
     assert (settings.min_guidance_scale, sources["min_guidance_scale"]) == (2.0, "sampler")
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (
+            {"sampler": "trf", "num_inference_steps": 40, "max_guidance_scale": 4.0},
+            {"sampler": "vibid"},
+            ("vibid", 25, 1),
+        ),
+        ({"sampler": "vibid"}, {"num_inference_steps": 7}, ("trf++", 7, 3)),
+        ({"noise_aug_strength": 0.1}, {"sampler": "gi", "max_guidance_scale": 2.5}, ("gi", 50, 2.5)),
+    ],
+)
+def test_of_several_cards_the_last_one_decides(clean, make_patch, first, last, expected):
+    def decided():
+        settings, _ = resolve({}, clean.recommended, clean.native)
+        assert settings.noise_aug_strength == 0.02
+        return settings.sampler, settings.num_inference_steps, settings.max_guidance_scale
+
+    clean.load_patch(make_patch("first", sampler=first, fps=5.0), "first")
+    clean.load_patch(make_patch("last", sampler=last), "last", 0.5)
+    assert decided() == expected
+    clean.set_patches({"last": 1.0, "first": 1.0})  # named in another order than loaded
+    assert decided() == expected
+    clean.set_patches(["first"])
+    assert clean.recommended["fps"] == 5
+
+
+def test_cfg_plus_has_one_scale_and_guides_unless_it_is_one(pipe):
+    assert {name for name, strategy in STRATEGIES.items() if strategy.cfg_plus} == {*CFG_PLUS}
+    short = partial(run, pipe, "vibid", num_inference_steps=1)
+    usual = short().frames
+    assert torch.equal(short(max_guidance_scale=1.0).frames, usual)
+    for scale in (0.6, 2.0):
+        made = short(max_guidance_scale=scale)
+        assert (made.settings.min_guidance_scale, made.sources["min_guidance_scale"]) == (scale, "caller")
+        assert relative(made.frames, usual) > 1e-3
+        assert torch.equal(short(min_guidance_scale=scale).frames, made.frames)
+    card = {"sampler": "mpd-seq", "min_guidance_scale": 0.8}
+    settings, sources = resolve({}, card, {})
+    assert (settings.max_guidance_scale, sources["max_guidance_scale"]) == (0.8, "patch card")
+    settings, _ = resolve({"max_guidance_scale": 0.6}, card, {})
+    assert (settings.min_guidance_scale, settings.max_guidance_scale) == (0.6, 0.6)
+    with pytest.raises(
+        ValueError, match=r"_scale=1, max_guidance_scale=2: sampler='mpd-par' has one scale .*; give one"
+    ):
+        resolve({"sampler": "mpd-par", "min_guidance_scale": 1, "max_guidance_scale": 2}, {}, {})
+
+
 def test_without_a_word_it_is_ours():
     settings, sources = resolve({}, {}, {})
     assert (settings.sampler, sources["sampler"], settings.num_inference_steps) == ("trf++", "default", 12)
@@ -129,16 +184,17 @@ def test_what_has_no_effect_is_said(pipe, caplog):
     assert "sampler=vibid has re-noising of its own, or none: jump_length is left aside." in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        run(pipe, "vibid", min_guidance_scale=4.0, num_inference_steps=2)
+        run(pipe, "vibid", min_guidance_sigma=4.0, num_inference_steps=2)
         run(pipe, "trf++", max_guidance_scale=1.0, max_guidance_sigma=5.0, num_inference_steps=2)
     said = [line for line in caplog.messages if "nothing is guided" in line]
     assert [line.split(": ")[1] for line in said] == [
-        "nothing is guided, so min_guidance_scale is left aside.",
+        "nothing is guided, so min_guidance_sigma is left aside.",
         "nothing is guided, so max_guidance_sigma is left aside.",
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         run(pipe, "trf++", max_guidance_scale=1.0, num_inference_steps=2)
+        run(pipe, "vibid", max_guidance_scale=0.6, min_guidance_sigma=4.0, num_inference_steps=2)
     assert not caplog.messages
 
 
