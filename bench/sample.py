@@ -1,24 +1,31 @@
 """Bounded generation of a few pairs: ours, against the way TRF's release works, and all samplers against each other.
 
-MODEL is `miniature`, `svd-xt` (full size, random weights), an SVD folder or a hub id. The release's way: the model is
-loaded anew for every pair, and each direction has a forward pass of its own. Ours: loaded once, both directions in one
-pass. Settings, pairs and draws are equal. Every run is a process of its own; the ways alternate, and ratios are taken
-run by run, so a machine whose speed drifts does not favour one. Prints one table and saves it beside this file.
+MODEL is `miniature`, `svd-xt` (full size, random weights), an SVD folder or a hub id. Both ways are `trfpp infer` on a
+manifest, from images to files. The release's way: one pair at a time, so that the model is loaded anew for every pair
+and its result is written before the next one begins, and each direction has a forward pass of its own. Ours: all pairs
+at once, both directions in one pass. Settings, pairs and draws are equal. Every run is a process of its own; the ways
+alternate, and ratios are taken run by run, so a machine whose speed drifts does not favour one. Prints one table and
+saves it beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import logging
 import multiprocessing
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -27,25 +34,34 @@ from PIL import Image
 
 from trfpp import TimeReversalFusionPipeline
 from trfpp.bench import svd_xt
+from trfpp.configs.schema import InferConfig, SamplerOverrides
+from trfpp.infer import generate as generating
+from trfpp.infer.models import load_pipeline, outline_of
+from trfpp.infer.record import read_record
 from trfpp.trf import pipeline
 from trfpp.trf.base import hide_loading_bars
 from trfpp.trf.denoiser import BoundedDenoiser
 from trfpp.trf.device import best_device, peak_memory
 from trfpp.trf.strategies import STRATEGIES
 
+T = TypeVar("T")
+
 RELEASE, OURS = "the release's way", "ours"
 PAIRS = 3
+SHARES, MEMORY = ("UNet", "VAE", "CLIP", "rest"), "peak memory, GiB"
 
 
 @dataclass
 class Spent:
     """Seconds of one run."""
 
+    total: float = 0.0
+    """From the manifest to the last file."""
     load: list[float] = field(default_factory=list)
-    """Before each pair, if the model was loaded for it."""
+    """Of these, each time from the manifest to a loaded model."""
     pairs: list[float] = field(default_factory=list)
-    """Of each pair, without loading."""
-    parts: dict[str, float] = field(default_factory=lambda: {"unet": 0.0, "vae": 0.0, "clip": 0.0})
+    """Of each pair from its images to its frames, by its record."""
+    parts: dict[str, float] = field(default_factory=lambda: {"UNet": 0.0, "VAE": 0.0, "CLIP": 0.0})
     """In the networks."""
     calls: int = 0
     """UNet calls of a pair."""
@@ -55,22 +71,11 @@ class Spent:
     """Bytes at the most: allocated on a GPU, else of the process."""
 
     @property
-    def outside(self) -> float:
-        """Share of the pairs' time that is spent outside of all networks."""
-        return 1 - sum(self.parts.values()) / sum(self.pairs)
-
-
-def load(model: str) -> TimeReversalFusionPipeline:
-    """The pipeline on the best device, in the precision one would sample in."""
-    device = best_device()
-    dtype = torch.float32 if device.type == "cpu" else torch.float16
-    pipe = (
-        svd_xt.pipeline(device, dtype)
-        if model == "svd-xt"
-        else TimeReversalFusionPipeline.from_pretrained(model, dtype=dtype).to(device)
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    def shares(self) -> dict[str, float]:
+        """Of the time in which no model is loaded: the networks', and the rest, which is everything else."""
+        whole = self.total - sum(self.load)
+        shares = {name: seconds / whole for name, seconds in self.parts.items()}
+        return {**shares, "rest": 1 - sum(shares.values())}
 
 
 def now() -> float:
@@ -80,12 +85,10 @@ def now() -> float:
     return time.perf_counter()
 
 
-@contextmanager
-def timed(pipe: TimeReversalFusionPipeline, spent: Spent) -> Iterator[None]:
-    """Note the time of the networks inside the block."""
+def watch(pipe: TimeReversalFusionPipeline, spent: Spent) -> None:
+    """Note the time of the networks."""
     began: dict[torch.nn.Module, float] = {}
-    hooks = []
-    parts = [("unet", pipe.unet), ("vae", pipe.vae.encoder), ("vae", pipe.vae.decoder), ("clip", pipe.image_encoder)]
+    parts = [("UNet", pipe.unet), ("VAE", pipe.vae.encoder), ("VAE", pipe.vae.decoder), ("CLIP", pipe.image_encoder)]
     for name, module in parts:
 
         def before(module: torch.nn.Module, _: object) -> None:
@@ -94,18 +97,28 @@ def timed(pipe: TimeReversalFusionPipeline, spent: Spent) -> Iterator[None]:
         def after(module: torch.nn.Module, *_: object, name: str = name) -> None:
             spent.parts[name] += now() - began[module]
 
-        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
 
 
-def bounds(size: tuple[int, ...], number: int) -> list[Image.Image]:
-    """A pair of images of noise: time does not depend on what they show."""
-    noise = np.random.default_rng(number).integers(0, 255, (2, *size, 3), dtype=np.uint8)
-    return [Image.fromarray(image) for image in noise]
+def load(spent: Spent, began: float, config: InferConfig) -> TimeReversalFusionPipeline:
+    """The pipeline, watched; notes how long it took since a time."""
+    pipe = load_pipeline(config)
+    watch(pipe, spent)
+    spent.load.append(now() - began)
+    return pipe
+
+
+def write_pairs(folder: Path, size: tuple[int, int]) -> list[dict[str, object]]:
+    """Images of noise, and the lines of a manifest: sampling takes as long whatever they show."""
+    rows: list[dict[str, object]] = []
+    for number in range(PAIRS):
+        noise = np.random.default_rng(number).integers(0, 255, (2, *size, 3), dtype=np.uint8)
+        names = {bound: f"{number}-{bound}.png" for bound in ("start", "end")}
+        for name, image in zip(names.values(), noise):
+            Image.fromarray(image).save(folder / name)
+        rows.append({"id": f"pair{number}", "seed": number, **names})
+    return rows
 
 
 def one_direction_at_a_time(**own: object) -> BoundedDenoiser:
@@ -113,73 +126,84 @@ def one_direction_at_a_time(**own: object) -> BoundedDenoiser:
     return BoundedDenoiser(**{**own, "rows_per_forward": 2})
 
 
-def run(model: str, way: str, sampler: str, steps: int | None) -> Spent:
-    """Sample some pairs one way, in this process."""
+def run(model: str, way: str, sampler: str, steps: int | None, compiled: bool = False) -> Spent:
+    """Generate some pairs one way, in this process."""
     logging.disable(logging.WARNING)
     hide_loading_bars()
-    spent, pipe = Spent(), None
-    for number in range(PAIRS):
-        generator = torch.Generator().manual_seed(number)
-        if pipe is None or way == RELEASE:
+    spent = Spent()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as contexts:
+        folder = Path(name)
+        manifest = folder / "pairs.jsonl"
+        config = InferConfig(
+            model=model,
+            manifest=manifest,
+            output=folder / "out",
+            sampler=SamplerOverrides(sampler=sampler, num_inference_steps=steps),
+            compile=compiled,
+        )
+        native = outline_of(config).native
+        rows = write_pairs(folder, (native.get("height", 576), native.get("width", 1024)))
+        if way == RELEASE:
+            contexts.enter_context(patch.object(pipeline, "BoundedDenoiser", one_direction_at_a_time))
+        contexts.enter_context(redirect_stdout(io.StringIO()))
+        for together in [rows] if way == OURS else [[row] for row in rows]:
+            manifest.write_text("\n".join(json.dumps(row) for row in together), encoding="utf-8")
             began = now()
-            pipe = load(model)
-            spent.load.append(now() - began)
-            size = (pipe.native.get("height", 576), pipe.native.get("width", 1024))
-            if number == 0:  # warms up, as a long run would be
-                pipe(*bounds(size, 99), num_inference_steps=1, generator=torch.Generator().manual_seed(99))
-        with ExitStack() as contexts:
-            contexts.enter_context(timed(pipe, spent))
-            if way == RELEASE:
-                contexts.enter_context(patch.object(pipeline, "BoundedDenoiser", one_direction_at_a_time))
-            began = now()
-            made = pipe(*bounds(size, number), sampler=sampler, num_inference_steps=steps, generator=generator)
-            spent.pairs.append(now() - began)
-    spent.calls, spent.forwards = made.unet_calls, made.unet_forwards
+            with patch.object(generating, "load_pipeline", partial(load, spent, began)):
+                records = [read_record(made) for made in generating.generate(config)]
+            spent.total += now() - began
+            spent.pairs += [record["seconds"] for record in records]
+    spent.calls, spent.forwards = records[-1]["unet_calls"], records[-1]["unet_forwards"]
     spent.memory = peak_memory(best_device()) or 0
     return spent
 
 
-def in_own_process(*arguments: object) -> Spent:
-    """A run in a fresh process."""
+def in_own_process(function: Callable[..., T], *arguments: object) -> T:
+    """What it gives in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(run, arguments)
+        return pool.apply(function, arguments)
 
 
-def compared(model: str, runs: int, steps: int | None) -> str:
+def row(*cells: object) -> str:
+    """Of a table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def compared(model: str, runs: int, steps: int | None, compiled: bool) -> str:
     """Both ways, so often each."""
     both: list[tuple[Spent, Spent]] = []
     for number in range(runs):
         order = (RELEASE, OURS) if number % 2 else (OURS, RELEASE)
-        found = {way: in_own_process(model, way, "trf", steps) for way in order}
+        found = {way: in_own_process(run, model, way, "trf", steps, compiled) for way in order}
         both.append((found[RELEASE], found[OURS]))
-    lines = [
-        "| way | s a pair | of these loading | outside of the networks | second pair / first | peak memory, GiB |",
-        "|" + " --- |" * 6,
-    ]
+    lines = [row("way", "s a pair", "of these loading", *SHARES, "second pair / first", MEMORY), "|" + " --- |" * 9]
     for way, own in zip((RELEASE, OURS), zip(*both)):
-        seconds = statistics.median((sum(one.load) + sum(one.pairs)) / PAIRS for one in own)
+        seconds = statistics.median(one.total / PAIRS for one in own)
         loading = statistics.median(sum(one.load) / PAIRS for one in own)
-        outside = statistics.median(one.outside for one in own)
+        shares = [f"{statistics.median(one.shares[name] for one in own):.1%}" for name in SHARES]
         second = statistics.median(one.pairs[1] / one.pairs[0] for one in own)
         memory = max(one.memory for one in own) / 2**30
-        lines.append(f"| {way} | {seconds:.2f} | {loading:.2f} | {outside:.1%} | {second:.2f} | {memory:.2f} |")
-    for name, ratios in (
-        ("with loading", [(sum(r.load) + sum(r.pairs)) / (sum(o.load) + sum(o.pairs)) for r, o in both]),
-        ("without", [sum(r.pairs) / sum(o.pairs) for r, o in both]),
+        lines.append(row(way, f"{seconds:.2f}", f"{loading:.2f}", *shares, f"{second:.2f}", f"{memory:.2f}"))
+    for what, ratios in (
+        ("from manifest to files", [release.total / ours.total for release, ours in both]),
+        (
+            "from a pair's images to its frames, the first one aside",
+            [sum(release.pairs[1:]) / sum(ours.pairs[1:]) for release, ours in both],
+        ),
     ):
         lines.append(
-            f"\nOurs is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}) {name}."
+            f"\nOurs is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}) {what}."
         )
     return "\n".join(lines)
 
 
-def samplers(model: str, steps: int | None) -> str:
+def samplers(model: str, steps: int | None, compiled: bool) -> str:
     """Every sampler once, as published."""
-    lines = ["| sampler | UNet calls | s a pair | outside of the networks | peak memory, GiB |", "|" + " --- |" * 5]
+    lines = [row("sampler", "UNet calls", "s a pair", *SHARES, MEMORY), "|" + " --- |" * 8]
     for name in STRATEGIES:
-        own = in_own_process(model, OURS, name, steps)
-        pair = statistics.median(own.pairs)
-        lines.append(f"| {name} | {own.calls} | {pair:.2f} | {own.outside:.1%} | {own.memory / 2**30:.2f} |")
+        own = in_own_process(run, model, OURS, name, steps, compiled)
+        shares = [f"{share:.1%}" for share in own.shares.values()]
+        lines.append(row(name, own.calls, f"{statistics.median(own.pairs):.2f}", *shares, f"{own.memory / 2**30:.2f}"))
     return "\n".join(lines)
 
 
@@ -188,16 +212,24 @@ if __name__ == "__main__":
     parser.add_argument("model", nargs="?", default="miniature")
     parser.add_argument("--runs", type=int, default=3, help="runs of either way (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: as published)")
+    parser.add_argument("--compile", action="store_true", help="as compile=true of trfpp infer, either way")
     told = parser.parse_args()
     kind = best_device().type
     machine = (
         torch.cuda.get_device_name() if kind == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
-    text = "\n\n".join([
-        f"{told.model}, {machine}, torch {torch.__version__}, {date.today()}; {PAIRS} pairs a run, {told.runs} runs; "
-        f"{told.steps or 'published numbers of'} steps.",
-        compared(told.model, told.runs, told.steps),
-        samplers(told.model, told.steps),
-    ])  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        model = told.model
+        if model == "svd-xt":
+            in_own_process(svd_xt.save, folder)
+            model = folder
+        text = "\n\n".join([
+            f"{told.model}, {machine}, torch {torch.__version__}, {date.today()}; {PAIRS} pairs a run, {told.runs} "
+            f"runs; {told.steps or 'published numbers of'} steps{'; compiled' if told.compile else ''}.",
+            "Shares are of the time in which no model is loaded.",
+            compared(model, told.runs, told.steps, told.compile),
+            samplers(model, told.steps, told.compile),
+        ])  # fmt: skip
     print(text)
-    (Path(__file__).parent / f"sample-{kind}.md").write_text(text + "\n", encoding="utf-8")
+    name = f"sample-{kind}{'-compiled' if told.compile else ''}.md"
+    (Path(__file__).parent / name).write_text(text + "\n", encoding="utf-8")

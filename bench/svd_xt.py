@@ -5,6 +5,7 @@ The configurations are those of stabilityai/stable-video-diffusion-img2vid-xt.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from trfpp import TimeReversalFusionPipeline
 from trfpp.trf.base import load_component
+from trfpp.trf.device import best_device
 
 UNET: dict[str, Any] = {
     "sample_size": 96,
@@ -73,7 +75,8 @@ def build(name: str, device: torch.device | str, dtype: torch.dtype = torch.floa
     return nn.Module.to(component, device=device, dtype=dtype)
 
 
-def pipeline(device: torch.device | str, dtype: torch.dtype) -> TimeReversalFusionPipeline:
-    """The sampler over components of that size, at SVD-XT's noise levels, which are the miniature's too."""
-    components = {name: build(name, device, dtype) for name in ("unet", "vae", "image_encoder", "feature_extractor")}
-    return TimeReversalFusionPipeline(**components, scheduler=load_component("miniature", "scheduler"))
+def save(folder: str | Path) -> None:
+    """Write such a model, in half precision and at SVD-XT's noise levels, which are the miniature's too."""
+    names = ("unet", "vae", "image_encoder", "feature_extractor")
+    components = {name: build(name, best_device(), torch.float16) for name in names}
+    TimeReversalFusionPipeline(**components, scheduler=load_component("miniature", "scheduler")).save_pretrained(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -21,11 +21,12 @@ TRIES = 100
 
 
 @contextmanager
-def claims(jobs: Sequence[Job], size: int, folder: Path) -> Iterator[Iterator[list[Job]]]:
+def claims(jobs: Sequence[Job], size: int, folder: Path) -> Iterator[Iterator[tuple[list[Job], ExitStack]]]:
     """Batches of at most `size` jobs that can be sampled together, none of which another process is at or has done.
 
-    A claim is a locked file in `folder`, which ends with its process, however that ends. It holds until the next batch
-    is asked for. A process waits for what others are at, and takes it over if they end without a result.
+    Each comes with its claim, which is to be closed, in any thread, once the results are there; at the end all are. A
+    claim is locked files in `folder`, which end with their process, however that ends. A process waits for what others
+    are at, and takes it over if they end without a result.
 
     The folder is made, and goes at the end if nothing is in it.
 
@@ -33,17 +34,16 @@ def claims(jobs: Sequence[Job], size: int, folder: Path) -> Iterator[Iterator[li
         ValueError: if the folder cannot be made or written to.
     """
     make_folder(folder)
-    batches = _batches(jobs, size, folder / CLAIMS_FOLDER)
     try:
-        yield batches
+        with ExitStack() as held:
+            yield _batches(jobs, size, folder / CLAIMS_FOLDER, held)
     finally:
-        batches.close()
         for made in (folder / CLAIMS_FOLDER, folder):
             with suppress(OSError):  # another process has claims there, or something is there
                 made.rmdir()
 
 
-def _batches(jobs: Sequence[Job], size: int, folder: Path) -> Generator[list[Job], None, None]:
+def _batches(jobs: Sequence[Job], size: int, folder: Path, held: ExitStack) -> Iterator[tuple[list[Job], ExitStack]]:
     left = list(jobs)
     while left:
         with ExitStack() as locks:
@@ -57,14 +57,14 @@ def _batches(jobs: Sequence[Job], size: int, folder: Path) -> Generator[list[Job
                     batch.append(job)
             left = later
             if batch:
-                yield batch
+                yield batch, held.enter_context(locks.pop_all())
             elif left:  # all of them are others' for now, who may yet be killed
                 time.sleep(WAIT)
 
 
 def _claim(job: Job, folder: Path, locks: ExitStack) -> bool:
     path = folder / f"{job.pair.id}.lock"
-    lock = FileLock(path)
+    lock = FileLock(path, thread_local=False)
     for _ in range(TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)

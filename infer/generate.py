@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data_prep.bounds import Pair, read_manifest
@@ -64,9 +68,10 @@ def generate(config: InferConfig) -> list[Path]:
     pair. A seed in the manifest is that pair's own and goes before `seed`. Each pair starts a new generator from its
     seed, on the CPU, so that a result depends neither on the order of the pairs nor on the device's random numbers.
 
-    A pair that cannot be generated does not keep the rest from going on. What is finished stays when the run is
-    interrupted. Processes that are started with the same settings, on one machine or on several that see the output
-    folder, share the pairs: each takes the next one that no other is at.
+    A pair that cannot be generated does not keep the rest from going on. Results are written while the next pairs are
+    sampled; what is sampled when the run is interrupted is written before it ends, and stays. Processes that are
+    started with the same settings, on one machine or on several that see the output folder, share the pairs: each takes
+    the next one that no other is at.
 
     Returns:
         Folders of the results in the pairs' order, those that were there already included.
@@ -82,10 +87,11 @@ def generate(config: InferConfig) -> list[Path]:
     outline = outline_of(config)
     pairs = _pairs(config)
     failures: dict[str, str] = {}
+    look = load_image if config.sampler.measured else _check_header  # measuring decodes them in any case
     for pair in pairs:  # before the weights are loaded, which takes long
         try:
             for image in {pair.start, pair.end}:
-                load_image(image)
+                look(image)
         except ValueError as error:
             failures[pair.id] = str(error)
     jobs = _jobs(config, outline, [pair for pair in pairs if pair.id not in failures])
@@ -99,30 +105,45 @@ def generate(config: InferConfig) -> list[Path]:
             others := differences(job.folder, recipe(config, job.images, job.settings, job.seed, patches_sha256))
         ):
             print(f"kept    {job.folder}, though made with another {', '.join(others)}; see overwrite=true")
-    todo, made, failed_before = [job for job in jobs if not job.done], 0, len(failures)
+    todo, failed_before = [job for job in jobs if not job.done], len(failures)
+    made: list[Job] = []
     if todo:
         # Claims first: that the output cannot be written to is better known before the weights are loaded.
         with (
             claims(todo, config.batch, config.output) as batches,
             tqdm(total=len(todo), desc="pairs", unit="pair", disable=True if len(jobs) < 2 else None) as bar,
+            ThreadPoolExecutor(1) as writer,  # which ends, also at an error or interrupt, with all it was given written
         ):
+
+            def write(sampled: Sequence[Sampled], claim: ExitStack) -> None:
+                with claim:  # until the results are there
+                    for job, video, facts in sampled:
+                        failure = video if isinstance(video, str) else _write(config, job, video, facts, patches_sha256)
+                        if failure is None:
+                            made.append(job)
+                        else:
+                            failures[job.pair.id] = failure
+                            tqdm.write(f"failed  {job.pair.id}")
+                settled = sum(job.made_since for job in todo) + len(failures) - failed_before  # by all processes
+                bar.update(settled - bar.n)
+
             pipe = load_pipeline(config)
-            for batch in batches:
+            writing: Future[None] | None = None
+            for batch, claim in batches:
                 for job in batch:
                     if found := _from(job, "measured"):
                         tqdm.write(f"{job.pair.id}: measured {', '.join(found)}")
-                for job, failure in _generate_together(pipe, config, batch, patches_sha256):
-                    made += failure is None
-                    if failure is not None:
-                        failures[job.pair.id] = failure
-                        tqdm.write(f"failed  {job.pair.id}")
-                settled = sum(job.made_since for job in todo) + len(failures) - failed_before  # by all processes
-                bar.update(settled - bar.n)
+                before, writing = writing, writer.submit(write, list(_sample(pipe, config, batch)), claim)
+                if before is not None:
+                    before.result()  # at most one batch waits while another is written
+            if writing is not None:
+                writing.result()
     folders = [job.folder for job in jobs if (job.folder / RECORD_FILE).is_file() and job.pair.id not in failures]
-    others_made = sum(job.made_since for job in todo) - made
+    others_made = sum(job.made_since for job in todo) - len(made)
     elsewhere = f", {others_made} made by another process" if others_made else ""
     print(
-        f"{config.output}: {made} generated, {len(jobs) - len(todo)} there already{elsewhere}, {len(failures)} failed."
+        f"{config.output}: {len(made)} generated, {len(jobs) - len(todo)} there already{elsewhere}, "
+        f"{len(failures)} failed."
     )
     if failures:
         raise PairsFailed(folders, failures)
@@ -173,6 +194,18 @@ def _pairs(config: InferConfig) -> list[Pair]:
     return [Pair(id=f"{config.start.stem}-{config.end.stem}", start=config.start, end=config.end)]
 
 
+def _check_header(path: Path) -> None:
+    """Find a file that is missing or no image without decoding the others.
+
+    Raises:
+        ValueError: as `load_image` does.
+    """
+    try:
+        Image.open(path).close()
+    except (OSError, ValueError, Image.DecompressionBombError):
+        load_image(path)  # says what is wrong
+
+
 def _from(job: Job, source: str) -> list[str]:
     """The settings of a job that come from there, as `name=value`."""
     values = asdict(job.settings)
@@ -201,10 +234,12 @@ def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline, pairs: Sequence
 # Pairs ---------------------------------------------------------------------------------------------------------------
 
 
-def _generate_together(
-    pipe: TimeReversalFusionPipeline, config: InferConfig, batch: Sequence[Job], patches_sha256: list[Digest]
-) -> Iterator[tuple[Job, str | None]]:
-    """Generate a batch in one call and write each job's result; gives every job, and why it failed if it did."""
+Sampled = tuple[Job, np.ndarray | str, dict[str, Any]]
+"""A job, its video `[F, H, W, 3]` in [0, 1] or why there is none, and what its record says of the sampling."""
+
+
+def _sample(pipe: TimeReversalFusionPipeline, config: InferConfig, batch: Sequence[Job]) -> Iterator[Sampled]:
+    """Sample a batch in one call."""
     began = time.perf_counter()
     first = batch[0].settings
     size = (first.height, first.width, config.fit)
@@ -235,28 +270,36 @@ def _generate_together(
         )
     if failure is not None and len(batch) > 1:  # one of them cannot be made, or not all at once
         for job in batch:  # not while the error is handled, which holds on to the memory of the call
-            yield from _generate_together(pipe, config, [job], patches_sha256)
+            yield from _sample(pipe, config, [job])
         return
     if failure is not None:
-        yield batch[0], failure
+        yield batch[0], failure, {}
         return
-    seconds = (time.perf_counter() - began) / len(batch)
+    facts = {
+        "unet_calls": result.unet_calls,
+        "unet_forwards": result.unet_forwards,
+        "batch": len(batch),
+        "seconds": round((time.perf_counter() - began) / len(batch), 3),
+    }
     for job, video in zip(batch, result.frames):
-        record = {
-            "id": job.pair.id,
-            **recipe(config, job.images, job.settings, job.seed, patches_sha256),
-            "sources": job.sources,
-            "dtype": dtype_name(config),
-            "versions": versions(),
-            "unet_calls": result.unet_calls,
-            "unet_forwards": result.unet_forwards,
-            "batch": len(batch),
-            "seconds": round(seconds, 3),
-        }
-        try:
-            frames = finite_frames(video, config)
-        except ValueError as error:
-            yield job, str(error)
-            continue
-        write_result(job.folder, frames, job.settings.fps, record, save_frames=config.save_frames)
-        yield job, None
+        yield job, video, facts
+
+
+def _write(
+    config: InferConfig, job: Job, video: np.ndarray, facts: dict[str, Any], patches_sha256: list[Digest]
+) -> str | None:
+    """Write a job's result, or say why it is none."""
+    try:
+        frames = finite_frames(video, config)
+    except ValueError as error:
+        return str(error)
+    record = {
+        "id": job.pair.id,
+        **recipe(config, job.images, job.settings, job.seed, patches_sha256),
+        "sources": job.sources,
+        "dtype": dtype_name(config),
+        "versions": versions(),
+        **facts,
+    }
+    write_result(job.folder, frames, job.settings.fps, record, save_frames=config.save_frames)
+    return None

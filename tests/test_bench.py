@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trfpp.bench import keyframes, quality, sample, svd_xt
 from trfpp.bench.ways import OURS, PUBLIC, Case, prepare, train
+from trfpp.configs.schema import InferConfig, SamplerOverrides
+from trfpp.infer.generate import generate
+from trfpp.infer.models import outline_of
 
 
 def test_both_ways_have_the_same_losses(tmp_path):
@@ -25,7 +29,12 @@ def test_the_releases_way_has_a_pass_for_each_direction(tiny_model):
     release, ours = (sample.run(str(tiny_model), way, "trf", 2) for way in (sample.RELEASE, sample.OURS))
     assert release.calls == ours.calls == release.forwards == 2 * ours.forwards
     assert (len(release.load), len(ours.load)) == (sample.PAIRS, 1)
-    assert 0 < ours.outside < 1
+    for own in (release, ours):
+        assert len(own.pairs) == sample.PAIRS
+        assert own.total > sum(own.load) + sum(own.parts.values())
+        assert tuple(own.shares) == sample.SHARES
+        assert all(0 < share < 1 for share in own.shares.values())
+        assert sum(own.shares.values()) == pytest.approx(1)
 
 
 def test_ours_is_as_good_where_it_is_neither_less_true_nor_less_sharp():
@@ -57,6 +66,24 @@ def test_the_full_size_is_svd_xts():
         component = svd_xt.build(name, "meta", torch.bfloat16)
         assert round(sum(one.numel() for one in component.parameters()) / 1e6) == millions
         assert {one.device.type for one in component.parameters()} == {"meta"}
+
+
+def test_a_model_of_that_size_is_written_as_any(monkeypatch, tmp_path):
+    """Here in its shape, but narrow."""
+    monkeypatch.setattr(
+        svd_xt, "UNET", svd_xt.UNET | {"block_out_channels": (32,) * 4, "num_attention_heads": (2,) * 4}
+    )
+    monkeypatch.setattr(svd_xt, "VAE", svd_xt.VAE | {"block_out_channels": (32,) * 4})
+    narrow = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    monkeypatch.setattr(svd_xt, "IMAGE_ENCODER", svd_xt.IMAGE_ENCODER | narrow)
+    svd_xt.save(tmp_path / "model")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    size = SamplerOverrides(height=64, width=64, num_frames=2, num_inference_steps=1)
+    config = InferConfig(
+        model=str(tmp_path / "model"), loop=tmp_path / "a.png", output=tmp_path / "out", sampler=size, save_frames=False
+    )
+    assert outline_of(config).native == {"num_frames": 25}
+    assert len(generate(config)) == 1
 
 
 def test_films_and_pairs_are_measured_at_the_same_keyframes():

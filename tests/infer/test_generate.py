@@ -1,6 +1,7 @@
 """Generation to files: what is written, that a result depends on its own settings alone, that its record repeats it to
 the bit, and what happens to bad pairs, results that are there and interrupted runs."""
 
+import _thread
 import hashlib
 import json
 import math
@@ -18,8 +19,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
-from PIL import Image
+from filelock import FileLock, Timeout
+from PIL import Image, ImageFile
 from pydantic import ValidationError
 
 from trfpp.configs.load import command_line
@@ -294,8 +295,10 @@ def test_measuring_needs_a_patch_that_knows_how(settings, make_patch):
         generate(settings(sampler=sampler, patches=[make_patch()]))
 
 
-def test_measuring_fails_for_a_bad_image_alone(settings, make_patch, images):
-    (images / "bad.png").write_bytes(b"no image")
+@pytest.mark.parametrize("length", [0, 60])
+def test_measuring_fails_for_a_bad_image_alone(settings, make_patch, images, length):
+    """Also for one whose header is whole."""
+    (images / "bad.png").write_bytes((images / "a.png").read_bytes()[:length])
     rows = [{"start": "bad.png", "end": "b.png"}, {"start": "a.png", "end": "b.png"}]
     config = settings(
         patches=[make_patch(calibration=CALIBRATION)],
@@ -393,24 +396,91 @@ def test_a_video_that_is_not_finite_is_refused(settings, make_patch):
     assert not settings().output.exists()
 
 
-def test_an_interrupt_keeps_what_is_finished(settings, images, monkeypatch):
-    rows = [{"id": name, "start": "a.png", "end": "b.png"} for name in ("one", "two", "three")]
+def test_only_headers_are_read_before_the_weights_are(settings, images, monkeypatch):
+    decode, load = ImageFile.ImageFile.load, load_pipeline
+    decoded = []
+
+    def decoding(self):
+        decoded.append(self.filename)
+        return decode(self)
+
+    def loading(config):
+        assert not decoded
+        return load(config)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoding)
+    monkeypatch.setattr(generating, "load_pipeline", loading)
+    generate(settings(manifest=manifest(images, {"start": "a.png", "end": "b.png"}, {"loop": "c.png"})))
+    assert {Path(name).name for name in decoded} == {"a.png", "b.png", "c.png"}
+
+
+def three(images):
+    """A manifest."""
+    return manifest(images, *({"id": name, "start": "a.png", "end": "b.png"} for name in ("one", "two", "three")))
+
+
+def test_an_interrupt_keeps_what_is_sampled(settings, images, monkeypatch):
     write = results.write_frames
     written = []
 
     def interrupted(folder, pixels):
-        write(folder, pixels)
         written.append(folder)
         if len(written) == 2:
-            raise KeyboardInterrupt
+            _thread.interrupt_main()
+            time.sleep(0.5)  # so long that the third would be sampled
+        write(folder, pixels)
 
     monkeypatch.setattr(results, "write_frames", interrupted)
-    config = settings(manifest=manifest(images, *rows))
+    config = settings(manifest=three(images))
     with pytest.raises(KeyboardInterrupt):
         generate(config)
-    assert os.listdir(config.output) == ["one"]
+    assert sorted(os.listdir(config.output)) == ["one", "two"]
+    assert [len(frames(config.output / name)) for name in ("one", "two")] == [4, 4]
     assert [folder.name for folder in generate(config)] == ["one", "two", "three"]
-    assert len(written) == 4
+    assert len(written) == 3
+
+
+def test_a_result_is_written_and_claimed_while_the_next_one_is_sampled(settings, images, monkeypatch):
+    write, call = results.write_frames, TimeReversalFusionPipeline.__call__
+    config = settings(manifest=three(images))
+    sampled = [threading.Event() for _ in range(3)]
+    written = []
+
+    def sampling(self, *args, **kwargs):
+        number = sum(event.is_set() for event in sampled)
+        assert len(written) >= number - 1  # one waits at most
+        made = call(self, *args, **kwargs)
+        sampled[number].set()
+        return made
+
+    def writing(folder, pixels):
+        name = folder.parent.name.split(".")[1]
+        assert name == ("one", "two", "three")[len(written)]
+        assert sampled[min(len(written) + 1, 2)].wait(60)
+        with pytest.raises(Timeout):
+            FileLock(config.output / ".claims" / f"{name}.lock").acquire(blocking=False)
+        write(folder, pixels)
+        written.append(name)
+
+    monkeypatch.setattr(TimeReversalFusionPipeline, "__call__", sampling)
+    monkeypatch.setattr(results, "write_frames", writing)
+    generate(config)
+    assert sorted(os.listdir(config.output)) == ["one", "three", "two"]
+
+
+def test_a_result_that_cannot_be_written_ends_the_run(settings, images, monkeypatch):
+    write = results.write_video
+
+    def full(path, pixels, fps):
+        if ".one." in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, pixels, fps)
+
+    monkeypatch.setattr(results, "write_video", full)
+    config = settings(manifest=three(images))
+    with pytest.raises(OSError, match=r"No space left on device: .*one"):
+        generate(config)
+    assert os.listdir(config.output) == ["two"]  # which was sampled by then
 
 
 def test_processes_share_a_manifest(settings, images):
@@ -498,20 +568,11 @@ def test_a_folder_of_claims_that_never_stays_ends_the_run(settings, monkeypatch)
     assert not settings().output.exists()
 
 
-def test_a_bad_pair_of_a_batch_leaves_the_others_alone(settings, images, monkeypatch):
+def test_a_bad_pair_of_a_batch_leaves_the_others_alone(settings, images):
     rows = [{"id": name, "start": "a.png", "end": f"{name}.png"} for name in "bcd"]
+    (images / "c.png").write_bytes((images / "c.png").read_bytes()[:60])  # which its header does not show
     config = settings(manifest=manifest(images, *rows), batch=3)
-    real = generating.load_image
-    seen = []
-
-    def vanishing(path):
-        seen.append(path.name)
-        if path.name == "c.png" and seen.count("c.png") > 1:  # it was there when the run began
-            raise ValueError(f"{path}: gone")
-        return real(path)
-
-    monkeypatch.setattr(generating, "load_image", vanishing)
-    with pytest.raises(PairsFailed, match=r"1 of 3 pairs failed:\n  c: .*gone"):
+    with pytest.raises(PairsFailed, match=r"1 of 3 pairs failed:\n  c: .*c\.png: not a readable image"):
         generate(config)
     assert sorted(os.listdir(config.output)) == ["b", "d"]
 
