@@ -29,9 +29,11 @@ from .figures import draw_conditioning, draw_curves, film_sheet
 
 FIRST = 1_000_000
 """Number of the first film: far beyond those that any run trains on."""
-BUCKETS = (10, 37, 64, 91, 118, 145, 172, 200)
+BUCKETS = (10, 25, 40, 55, 70, 85, 100, 115)
 BUCKETS_FPS = 12
-"""Motion buckets asked for, and the frame rate beside them."""
+"""Motion buckets asked for, up to the most that one in a thousand base films has, and the frame rate beside them."""
+BEYOND = (145, 172, 200)
+"""Buckets of more motion than any base film has."""
 RATES = (6, 8, 10, 12, 16, 20, 24)
 RATES_BUCKET = 50
 """Frame rates asked for, and the motion bucket beside them, which is one that base films have."""
@@ -91,7 +93,8 @@ def appraise(
 
     Args:
         model: see `model_location`; made for square frames, whose side and number its UNet's config says.
-        output: folder to write: `appraisal.json`, and `reconstructions`, `samples`, `conditioning` and `curves` as PNG.
+        output: folder to write: `appraisal.json`, and `reconstructions`, `samples`, `conditioned` (one first
+            frame at every second level), `conditioning` and `curves` as PNG.
         films: number of films of every world, and of base films that videos are made of.
         num_inference_steps: denoising steps of a video; all else is the pipeline's default.
         curves: the training curves (CSV files) by the names of their stages.
@@ -113,29 +116,41 @@ def appraise(
     shown = {world: [film(world, seed, FIRST + i, frames, side) for i in range(films)] for world in WORLDS}
     rebuilt = {world: reconstruct(pipeline.vae, _stacked(those)) for world, those in shown.items()}
     maker = Animator(pipeline, shown["base"], num_inference_steps, seed)
-    with tqdm(total=len(BUCKETS) + len(RATES) + SHOWN, desc="appraisal", unit="call", disable=None) as maker.bar:
+    calls = len(BUCKETS) + len(BEYOND) + len(RATES) + SHOWN
+    with tqdm(total=calls, desc="appraisal", unit="call", disable=None) as maker.bar:
         moved = [maker(BUCKETS_FPS, bucket) for bucket in BUCKETS]
+        beyond = [maker(BUCKETS_FPS, bucket) for bucket in BEYOND]
         rated = [maker(rate, RATES_BUCKET) for rate in RATES]
         alike = maker.as_filmed(SHOWN)
     levels = [(BUCKETS_FPS, bucket) for bucket in BUCKETS], [(rate, RATES_BUCKET) for rate in RATES]
     of_bucket, of_fps = sweep(levels[0], moved, BUCKETS), sweep(levels[1], rated, [-rate for rate in RATES])
+    every = (*BUCKETS, *BEYOND)
+    of_every = sweep([(BUCKETS_FPS, bucket) for bucket in every], [*moved, *beyond], every)
     result = {
         "films": films,
         "num_inference_steps": num_inference_steps,
         "seed": seed,
         "autoencoder_psnr": {world: _likeness(shown[world], rebuilt[world]) for world in WORLDS},
         "motion_bucket": asdict(of_bucket),
+        "motion_bucket_and_beyond": asdict(of_every),
         "fps": asdict(of_fps),
         "things": _plain(keeping(shown["base"], moved)),
+        "things_beyond": _plain(keeping(shown["base"], beyond)),
         "things_of_true_films": _plain(keeping(shown["base"], [[one.frames for one in shown["base"]]])),
     }
     first = [(world, shown[world][0].frames, rebuilt[world][0]) for world in WORLDS]
     sampled = [(one.kind, one.frames, made) for one, made in zip(shown["base"], alike)]
+    one = next((number for number, those in enumerate(shown["base"]) if those.positions is not None), 0)
+    conditioned = [
+        *((f"bucket {bucket}", made[one]) for bucket, made in list(zip(every, (*moved, *beyond)))[::2]),
+        *((f"{rate} fps", made[one]) for rate, made in list(zip(RATES, rated))[::2]),
+    ]
     with replacing(output) as beside:
         beside.mkdir()
         film_sheet(_rows(first, "rebuilt")).save(beside / "reconstructions.png", optimize=True)
         film_sheet(_rows(sampled, "sampled")).save(beside / "samples.png", optimize=True)
-        draw_conditioning(of_bucket.levels, of_fps.levels, beside / "conditioning.png")
+        film_sheet(conditioned).save(beside / "conditioned.png", optimize=True)
+        draw_conditioning(of_every.levels, of_fps.levels, beside / "conditioning.png", learnt=BUCKETS[-1])
         draw_curves(curves, beside / "curves.png")
         (beside / file.name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result

@@ -65,12 +65,20 @@ def draw_curves(curves: Mapping[str, Path], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def draw_conditioning(of_bucket: Sequence[Level], of_fps: Sequence[Level], file: Path) -> None:
-    """Draw how much videos move, a frame and a second, against the motion bucket and against the frame rate."""
+def draw_conditioning(of_bucket: Sequence[Level], of_fps: Sequence[Level], file: Path, learnt: float) -> None:
+    """Draw how much videos move, a frame and a second, against the motion bucket and against the frame rate.
+
+    Args:
+        of_bucket: levels of the motion bucket.
+        of_fps: levels of the frame rate.
+        file: the PNG to write.
+        learnt: buckets above are shaded.
+    """
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     left, middle, right = (figure.add_subplot(1, 3, number) for number in (1, 2, 3))
     fps, bucket = of_bucket[0].fps, of_fps[0].motion_bucket
     _line(left, of_bucket, "motion_bucket", "per_second")
+    left.axvspan(learnt, of_bucket[-1].motion_bucket, color="black", alpha=0.08, linewidth=0, label="not learnt")
     left.set(title=f"at {fps:g} fps", xlabel="motion bucket", ylabel="% of the diagonal a second")
     _line(middle, of_fps, "fps", "per_second")
     middle.set(title=f"at motion bucket {bucket:g}", xlabel="fps", ylabel="% of the diagonal a second", ylim=(0, None))
