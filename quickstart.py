@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from .configs.schema import EvaluateConfig, ExportConfig, InferConfig, QuickstartConfig, SamplerOverrides
 from .configs.training import (
@@ -29,6 +31,7 @@ from .train.loop import train
 MODEL = "miniature"
 WORLD = "linear"
 CLIPS = 96
+BATCH_SIZE = 4
 HELD_OUT = 100_000
 """Number of the first film that is kept from training."""
 OBJECTIVE = ObjectiveSettings(sigma_mean=2.5, sigma_std=1.2, fusion=0.5)
@@ -59,7 +62,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
             domain="a thing that travels along its front",
             direction="both",
             steps=config.steps,
-            batch_size=4,
+            batch_size=BATCH_SIZE,
             seed=config.seed,
             loader_workers=0,
             lora=LoraSettings(targets="all", rank=16, alpha=16),
@@ -106,9 +109,11 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
     print("\nMade:")
     for name, path in made.items():
         print(f"  {name:<16} {path}")
+    seconds = _seconds(root / "train" / "log")
     psnr, track = gained.metrics["inner_psnr"].contrast, gained.metrics["track_pixels"]
     print(
-        f"\nThe patch brought the frames between the bounds {psnr.value:+.2f} dB closer to the truth (95 % interval "
+        f"\nTraining took {seconds:.0f} s for {config.steps} steps.\n"
+        f"The patch brought the frames between the bounds {psnr.value:+.2f} dB closer to the truth (95 % interval "
         f"{psnr.low:+.2f} to {psnr.high:+.2f}),\nand the thing in them from {track.a.value:.1f} to {track.b.value:.1f} "
         f"pixels off its true way, in frames of 64 x 64.\n"
         f"Look at the log with: tensorboard --logdir {root / 'train'}"
@@ -136,6 +141,16 @@ def _generate(pair: Pair, output: Path, patches: list[Path]) -> Path:
         InferConfig(model=MODEL, start=pair.start, end=pair.end, output=output, patches=patches, sampler=sampler)
     )
     return folder
+
+
+def _seconds(log: Path) -> float:
+    """Of all the training's steps, whichever call took them; loading, encoding and saving are no training."""
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # else it names each file that it reads
+    seconds, before = 0.0, 0
+    for one in EventAccumulator(str(log)).Reload().Scalars("train/clips per second"):
+        seconds += (one.step - before) * BATCH_SIZE / one.value
+        before = one.step
+    return seconds
 
 
 def _draw(pair: Pair, videos: dict[str, Path], sheet: Path, moving: Path) -> None:

@@ -1,8 +1,9 @@
-"""What the documents promise: every file in the README's tree exists, every named test does, every dependency is explained."""
+"""What the documents promise: links lead somewhere, the README's tree and named tests exist, dependencies are explained."""
 
 import ast
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -13,6 +14,51 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
 ROOT = Path(trfpp.__file__).parent
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="an installed package has no documents")
 FOLDERS = ("trf", "data_prep", "train", "infer")
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(path for folder in ("bench", "docs", "tests", "trf") for path in ROOT.glob(f"{folder}/**/*.md")),
+]
+FENCED = re.compile(r"^( *)```.*?^\1```", flags=re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"""\]\(<?([^)>\s]+)|^\[[^]]+\]:\s*(\S+)|\b(?:href|src)="([^"]+)\"""", flags=re.MULTILINE)
+
+
+def anchors(document):
+    """Of the headings, by GitHub's rule: small letters, no punctuation, hyphens for spaces; a number after the first."""
+    seen, text = {}, FENCED.sub("", document.read_text(encoding="utf-8"))
+    for heading in re.findall(r"^#{1,6} +(.*?)[ #]*$", text, flags=re.MULTILINE):
+        words = re.sub(r"\]\([^)]*\)", "", heading)  # of a link its words only
+        anchor = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+        number = seen[anchor] = seen.get(anchor, -1) + 1
+        yield f"{anchor}-{number}" if number else anchor
+
+
+def broken(document):
+    """The links within the repository that lead nowhere."""
+    text = re.sub(r"`[^`]*`", "", FENCED.sub("", document.read_text(encoding="utf-8")))
+    for link in ("".join(groups) for groups in LINK.findall(text)):
+        file, _, anchor = unquote(link).partition("#")
+        target = document.parent / file if file else document
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            yield link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document):
+    assert not list(broken(document))
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path):
+    (tmp_path / "other.md").write_text("# Twice\n## Twice\n```\n# no heading\n```\n")
+    (tmp_path / "some.md").write_text(
+        "# Of `trf++`: a [name](other.md) or two #\n"
+        "[1](other.md#twice-1) [2](#of-trf-a-name-or-two) [`3`](other.md) [4](https://example.org/none#none) ![5](.)\n"
+        "[6](none.md) [7](#none) ![8](none.png 'title') [9](other.md#twice-2) [`10`](other.md#no-heading)\n"
+        'and `[a](code)`, [11], <a href="none.html">12</a>\n\n[11]: none.txt\n```\n[b](code)\n```\n'
+    )
+    nowhere = ["none.md", "#none", "none.png", "other.md#twice-2", "other.md#no-heading", "none.html", "none.txt"]
+    assert list(broken(tmp_path / "some.md")) == nowhere
 
 
 def test_the_readmes_tree_is_the_tree():

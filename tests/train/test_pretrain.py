@@ -1,5 +1,6 @@
 """The whole pretraining from the command line, at a tiny size: stopped, gone on with, loaded by the pipelines."""
 
+import csv
 import os
 import shutil
 import signal
@@ -20,10 +21,13 @@ from trfpp.configs.pretraining import PretrainConfig
 from trfpp.data_prep.motion import motion_bucket, motion_score
 from trfpp.data_prep.procedural import film
 from trfpp.train.films import CHUNK, FilmShelf
-from trfpp.train.pretrain import pretrain
+from trfpp.train.pretrain import STAGES, pretrain
+from trfpp.train.stage import StageStopped, fit
 from trfpp.trf.pipeline import TimeReversalFusionPipeline
 
 SHELF = dict(seed=2, num_frames=2, side=16)
+# The UNet's rate rises for 500 steps: with its usual peak the 20 steps of the recipe would change next to nothing.
+SMOKE = ("smoke", "unet.lr=0.05")
 
 
 def start(*words):
@@ -36,7 +40,7 @@ def start(*words):
     )
 
 
-def wait_for(condition, process=None, seconds=180):
+def wait_for(condition, process=None, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
@@ -45,47 +49,110 @@ def wait_for(condition, process=None, seconds=180):
 
 
 def settings(folder, *more):
-    return command_line(PretrainConfig, "pretrain", ["smoke", f"output={folder}", *more])
+    return command_line(PretrainConfig, "pretrain", [*SMOKE, f"output={folder}", *more])
+
+
+def lines_of(curve):
+    with curve.open() as file:
+        return [{key: value for key, value in row.items() if key != "steps per second"} for row in csv.DictReader(file)]
+
+
+def tensors(folder, *patterns):
+    """Of the files of such names, each by its file and name."""
+    files = [path for pattern in patterns for path in folder.glob(pattern)]
+    return {f"{path.relative_to(folder)}:{name}": value for path in files for name, value in load_file(path).items()}
+
+
+def differing(one, other):
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A run that is sent SIGTERM while the autoencoder trains: its folder, exit status and last words."""
+def run(tmp_path_factory):
+    """A run that nothing stops: its folder and what it said."""
     folder = tmp_path_factory.mktemp("pretrain") / "run"
-    process = start("-m", "trfpp", "pretrain", "smoke", f"output={folder}")
-    wait_for((folder / "autoencoder.csv").is_file, process)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    return folder, process.returncode, said, (folder / "model").exists()
-
-
-@pytest.fixture(scope="module")
-def run(stopped):
-    """The same command again, to its end: its folder and what it said."""
-    folder = stopped[0]
-    process = start("-m", "trfpp", "pretrain", "smoke", f"output={folder}")
-    said, wrong = process.communicate(timeout=240)
+    process = start("-m", "trfpp", "pretrain", *SMOKE, f"output={folder}")
+    said, wrong = process.communicate(timeout=600)
     assert process.returncode == 0, wrong
     return folder, said
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that is sent SIGTERM while the autoencoder trains: its folder, exit status, last words and what is there."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    process = start("-m", "trfpp", "pretrain", *SMOKE, f"output={folder}")
+    wait_for((folder / "autoencoder.csv").is_file, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=300)
+    return folder, process.returncode, said, {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def parts(stopped):
+    """That run gone on with: stopped in both later stages too, between two lines of their curves, then done. Its folder."""
+    folder = stopped[0]
+    with pytest.MonkeyPatch.context() as patching:
+        for stage, at in (("image_encoder", 6), ("unet", 12)):
+            patching.setattr("trfpp.train.pretrain.fit", fit_with_signal(stage, at))
+            with pytest.raises(StageStopped):
+                pretrain(settings(folder))
+    pretrain(settings(folder, "appraisal.films=0"))
+    return folder
+
+
+def fit_with_signal(stage, at):
+    """`fit`, but SIGTERM comes in a step of a stage."""
+
+    def fit_it(name, modules, losses, *rest):
+        def signalled(step):
+            if (name, step) == (stage, at):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return losses(step)
+
+        fit(name, modules, signalled, *rest)
+
+    return fit_it
+
+
 def test_a_signal_ends_the_run_with_its_status_and_one_sentence(stopped):
-    _, status, said, made = stopped
+    _, status, said, there = stopped
     assert status == 128 + signal.SIGTERM
     sentences = [line for line in said.splitlines() if line.startswith("trfpp pretrain:")]
     assert len(sentences) == 1
     assert "run the same command again" in sentences[0]
     assert "Traceback" not in said
-    assert not made
+    assert "autoencoder.checkpoint.safetensors" in there
+    assert not {"image_encoder.csv", "model"} & there
 
 
-def test_the_run_goes_on_and_leaves_model_curves_and_appraisal(run):
+def test_a_run_that_was_stopped_in_every_stage_is_the_run_to_the_bit(run, parts):
+    for stage in STAGES:
+        assert lines_of(parts / f"{stage}.csv") == lines_of(run[0] / f"{stage}.csv")
+    # The checkpoints have in full precision what the model has in half, and the optimizer's state.
+    files = ("*.checkpoint.safetensors", "model/*/*.safetensors")
+    whole = tensors(run[0], *files)
+    assert len({name.partition(":")[0] for name in whole}) == 2 * len(STAGES)
+    assert differing(whole, tensors(parts, *files)) == []
+
+
+@pytest.mark.parametrize(("stage", "most"), [("autoencoder", 0.8), ("image_encoder", 0.95), ("unet", 0.85)])
+def test_every_stages_loss_falls(run, stage, most):
+    losses = [float(line["loss"]) for line in lines_of(run[0] / f"{stage}.csv")]
+    assert losses[-1] < most * losses[0]
+
+
+def test_the_run_leaves_model_curves_and_appraisal(run):
     folder, said = run
     assert f"model: {folder / 'model'}" in said
     for stage, steps in (("autoencoder", 20), ("image_encoder", 10), ("unet", 20)):
         lines = (folder / f"{stage}.csv").read_text().splitlines()
         assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(5, steps + 1, 5))
-    names = {"appraisal.json", "reconstructions.png", "samples.png", "conditioning.png", "curves.png"}
+    names = {
+        "appraisal.json",
+        *(f"{name}.png" for name in ("reconstructions", "samples", "conditioned", "conditioning", "curves")),
+    }
     assert {path.name for path in (folder / "appraisal").iterdir()} == names
     assert not [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
 
@@ -126,13 +193,10 @@ def test_a_compiled_unet_is_the_one_that_is_trained(run, tmp_path):
     """Here without a compiler: the same bits come out, by the way that a compiled run takes."""
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder, ignore=shutil.ignore_patterns("model", "unet.*", "appraisal"))
-    command = ["pretrain", "smoke", f"output={folder}", "compile=true", "appraisal.films=0"]
-    program = "import sys, torch; torch.compiler.set_stance('force_eager'); from trfpp.__main__ import main; "
-    process = start("-c", f"{program} sys.exit(main({command!r}))")
-    _, wrong = process.communicate(timeout=240)
-    assert process.returncode == 0, wrong
-    one, other = (load_file(where / "model/unet/diffusion_pytorch_model.safetensors") for where in (run[0], folder))
-    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+    with torch.compiler.set_stance("force_eager"):
+        pretrain(settings(folder, "compile=true", "appraisal.films=0"))
+    files = ("unet.checkpoint.safetensors", "model/unet/*.safetensors")
+    assert differing(tensors(run[0], *files), tensors(folder, *files)) == []
 
 
 def test_films_are_rendered_once_and_are_those_of_the_worlds(tmp_path):
