@@ -61,6 +61,14 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     assert list(broken(tmp_path / "some.md")) == nowhere
 
 
+def test_what_came_out_of_the_study_is_what_its_report_says():
+    came_out = (ROOT / "docs" / "study.md").read_text(encoding="utf-8").split("\n## Method")[0]
+    report = (ROOT / "docs" / "study" / "report.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in came_out.splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in report] == []
+
+
 def test_the_readmes_tree_is_the_tree():
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
     named, folder = set(), ""
