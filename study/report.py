@@ -107,12 +107,13 @@ def _overview(config: StudyConfig, results: Results, folder: Path) -> str:
     file = folder / "gains.png"
     gains_figure(file, {title: worlds for title, worlds in gains.items() if worlds}, METHODS)
     moving = _in_motion(config, results, folder)
-    return "\n\n".join([
+    parts = [
         "## Against the base and the floor",
         overview_table(results, config.worlds),
-        *([picture(moving, "A pair of each domain, in motion")] if moving else []),
+        picture(moving, "A pair of each domain, in motion") if moving else "",
         picture(file, "What each method has more than the base"),
-    ])  # fmt: skip
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _world(config: StudyConfig, results: Results, folder: Path, world: str) -> str:

@@ -13,7 +13,7 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
 
 ROOT = Path(trfpp.__file__).parent
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="an installed package has no documents")
-FOLDERS = ("trf", "data_prep", "train", "infer")
+FOLDERS = ("trf", "data_prep", "train", "infer", "study")
 DOCUMENTS = [
     *ROOT.glob("*.md"),
     *(path for folder in ("bench", "docs", "tests", "trf") for path in ROOT.glob(f"{folder}/**/*.md")),

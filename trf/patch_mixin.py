@@ -148,6 +148,6 @@ class PatchesMixin:
 
     @property
     def calibration(self) -> Calibration | None:
-        """What the active patches' cards know of fps and motion for a pair; of several, the one loaded last decides."""
+        """What the active patches' cards know of fps and motion for a pair; of several that do, the last one's."""
         known = [card.calibration for name in self.patch_scales if (card := self.cards.get(name))]
         return next((one for one in reversed(known) if one is not None), None)

@@ -7,7 +7,6 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from diffusers.video_processor import VideoProcessor
 from safetensors import safe_open
 
 from trfpp import TimeReversalFusionPipeline
@@ -39,23 +38,29 @@ def heeding(tiny_model):
         for name, parameter in unet.named_parameters():
             if "time_emb" in name or "add_embedding" in name:
                 parameter *= 3
-    made = TimeReversalFusionPipeline.from_pretrained(tiny_model)
-    made.register_modules(vae=vae, unet=unet)
-    made.vae_scale_factor = 8
-    made.video_processor = VideoProcessor(do_resize=True, vae_scale_factor=8)
+    usual = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    made = TimeReversalFusionPipeline(**usual.components | {"vae": vae, "unet": unet})
     made.set_progress_bar_config(disable=True)
     return made
 
 
+def recorded(sampler):
+    """Settings and tensors, and the sum of the UNet's weights in size."""
+    with safe_open(GOLDEN / "published" / f"{sampler}.safetensors", "pt") as file:
+        told = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return json.loads(told["settings"]), tensors, float(told["unet_sum"])
+
+
 def run(pipe, sampler, **changes):
     """Ours and theirs, and our latents after every step."""
-    with safe_open(GOLDEN / "published" / f"{sampler}.safetensors", "pt") as file:
-        settings = json.loads(file.metadata()["settings"])
-        case = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    settings, case, weights = recorded(sampler)
+    own = float(sum(one.double().abs().sum() for one in pipe.unet.parameters()))
+    assert own == pytest.approx(weights, rel=1e-9), "first weights are drawn in another way than when it was recorded"
     seen = []
     ours = pipe(
         *(PIL.Image.fromarray(case[name].numpy()) for name in ("start_image", "end_image")),
-        latents=case["init_latents"], aug_noise=case["aug_noise"].reshape(-1, 1, *case["aug_noise"].shape[-3:])[0],
+        latents=case["init_latents"], aug_noise=case["aug_noise"].reshape(-1, 1, 3, 64, 64)[0],
         renoise_noise=case["renoise"], sampler=sampler, output_type="latent",
         callback_on_step_end=lambda p, i, t, kw: seen.append(kw["latents"]), **{**settings, **changes},
     )  # fmt: skip
@@ -71,9 +76,8 @@ def as_its_authors(heeding, monkeypatch):
     """The model in a pipeline that has what ViBiDSampler's and MPD's code draws apart: each bound's noise and latents."""
 
     def make(sampler):
-        with safe_open(GOLDEN / "published" / f"{sampler}.safetensors", "pt") as file:
-            noises, anchors = iter(file.get_tensor("aug_noise")), iter(file.get_tensor("anchors"))
-        usual = heeding.encode_bound
+        _, case, _ = recorded(sampler)
+        noises, anchors, usual = iter(case["aug_noise"]), iter(case["anchors"]), heeding.encode_bound
         monkeypatch.setattr(
             heeding, "encode_bound", lambda image, settings, noise, device: usual(image, settings, next(noises), device)
         )
