@@ -20,7 +20,7 @@ from .configs.training import (
 from .data_prep.bounds import PAIRS_FOLDER, Pair, read_manifest, write_pairs
 from .data_prep.dataset import prepare
 from .data_prep.frames import load_image
-from .data_prep.procedural import TRUTH_FILE, write_world
+from .data_prep.procedural import TRUTH_FILE, holds_films, write_world
 from .infer.compare import compare
 from .infer.evaluate import evaluate
 from .infer.export import export
@@ -44,6 +44,9 @@ def quickstart(config: QuickstartConfig) -> dict[str, Path]:
 
     Returns:
         What was made, by name.
+
+    Raises:
+        ValueError: if the output is of another seed, or of other numbers of steps or pairs.
     """
     root = config.output
     _say(1, "films: things that travel along their front, written as video files and cut as real footage would be")
@@ -128,6 +131,8 @@ def _say(number: int, what: str) -> None:
 def _films(films: Path, data: Path, *, first: int, count: int, seed: int, holdout: float) -> Path:
     if not films.exists():
         write_world(films, WORLD, count=count, seed=seed, first=first)
+    elif not holds_films(films, WORLD, count=count, seed=seed, first=first):
+        raise ValueError(f"{films}: not the {count} films of seed {seed}; choose another output, or remove this one.")
     report = prepare(films, data, fps=None, num_frames=12, height=64, width=64, holdout=holdout, cut_threshold=255.0)
     print(report.summary())
     return data

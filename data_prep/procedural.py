@@ -110,6 +110,21 @@ def write_world(
     return folder / TRUTH_FILE
 
 
+def holds_films(
+    folder: Path, world: str, *, count: int, seed: int, num_frames: int = 12, side: int = 64, first: int = 0
+) -> bool:
+    """Whether a folder holds these films and no others, by its ground truth; arguments as of `write_world`."""
+    file = folder / TRUTH_FILE
+    if not file.is_file():
+        return False
+    films = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [film["index"] for film in films] == list(range(first, first + count)) and all(
+        (film["world"], film["seed"], film["side"]) == (world, seed, side)
+        and len(film.get("positions") or film["camera"]) == num_frames
+        for film in films
+    )
+
+
 def _plain(shown: Film) -> dict[str, object]:
     values: dict[str, object] = {"fps": shown.fps, "kind": shown.kind, "radius": round(shown.radius, 3)}
     for name in ("positions", "headings", "colour", "camera"):

@@ -16,7 +16,7 @@ from ..configs.training import TrainConfig
 from ..data_prep.bounds import MANIFEST_FILE, PAIRS_FOLDER, held_out_pairs
 from ..data_prep.dataset import REPORT_FILE, prepare
 from ..data_prep.latents import CacheKey, build_cache, find_cache, finish_cache
-from ..data_prep.procedural import TRUTH_FILE, write_world
+from ..data_prep.procedural import holds_films, write_world
 from ..infer.evaluate import evaluate, table
 from ..infer.evaluation import SUMMARY_FILE
 from ..infer.record import patch_sha256
@@ -80,22 +80,17 @@ def _is_there(run: Run) -> bool:
 def _films(settings: WorldsConfig) -> None:
     if settings.output.exists() and any(settings.output.iterdir()):
         raise ValueError(f"output={str(settings.output)!r}: other films, or something else, are there; move it away.")
-    names = ("world", "count", "seed", "num_frames", "first")
-    write_world(settings.output, **{name: getattr(settings, name) for name in names}, side=settings.size)
+    write_world(settings.output, **_which(settings))
     _keep(settings, "worlds")
 
 
 def _films_are_there(settings: WorldsConfig) -> bool:
-    file = settings.output / TRUTH_FILE
-    if not file.is_file():
-        return False
-    films = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    shape = (settings.world, settings.seed, settings.size)
-    return [film["index"] for film in films] == list(range(settings.first, settings.first + settings.count)) and all(
-        (film["world"], film["seed"], film["side"]) == shape
-        and len(film.get("positions") or film["camera"]) == settings.num_frames
-        for film in films
-    )
+    return holds_films(settings.output, **_which(settings))
+
+
+def _which(settings: WorldsConfig) -> dict[str, Any]:
+    names = ("world", "count", "seed", "num_frames", "first")
+    return {**{name: getattr(settings, name) for name in names}, "side": settings.size}
 
 
 def _clips(settings: PrepConfig) -> None:

@@ -11,7 +11,6 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from trfpp.__main__ import main
-from trfpp.data_prep.procedural import write_world
 from trfpp.infer.evaluation import read_rows
 from trfpp.quickstart import BATCH_SIZE
 from trfpp.trf.patch import read_card
@@ -29,10 +28,17 @@ def quickstart(root):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Its folder and what it printed. A few films to train on are there already, as after an earlier call."""
+def few_films():
+    """A few films to train on do here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trfpp.quickstart.CLIPS", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(few_films, tmp_path_factory):
+    """Its folder and what it printed."""
     root = tmp_path_factory.mktemp("quickstart") / "out"
-    write_world(root / "films", "linear", count=4, seed=0)
     return root, quickstart(root)
 
 
@@ -84,3 +90,10 @@ def test_a_second_call_does_no_step_again(made):
     before = results()
     assert result(quickstart(root)) == result(said)
     assert results() == before
+
+
+@pytest.mark.parametrize("other", ["seed=1", "pairs=3"])
+def test_another_call_into_its_folder_is_refused(made, other, capsys):
+    root, _ = made
+    assert main(["quickstart", f"output={root}", f"steps={STEPS}", f"pairs={PAIRS}", other]) == 2
+    assert "choose another output, or remove this one" in capsys.readouterr().err

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from ..data_prep.latents import check_cache, find_cache
 from ..trf.base import COMPONENTS, load_component
 from ..trf.device import best_device
 from ..trf.replace import remove, replacing
@@ -26,7 +25,7 @@ from .base import denoising
 from .binding import binding_settings
 from .data import RankOrder, Sample, collate
 from .plan import make_plan
-from .setup import make_samples
+from .setup import cache_of, make_samples
 from .stage import StageSettings, bind, fit
 
 if TYPE_CHECKING:
@@ -61,9 +60,7 @@ def fine_tune(config: TrainConfig) -> Path:
     for name, only in ONLY.items():
         if (value := attrgetter(name)(config)) != only:
             raise ValueError(f"{name}={value}: fine-tuning all weights knows {only} only.")
-    if config.cache is not None:
-        check_cache(config.cache, config.model, config.revision)
-    cache = config.cache or find_cache(config.data, config.model, config.revision)
+    cache = cache_of(config)
     if cache is None:
         raise ValueError(f"data={str(config.data)!r}: not cached for {config.model}; run trfpp cache first.")
     with sole(config.output):

@@ -19,7 +19,6 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from ..data_prep.latents import check_cache, find_cache
 from ..trf.adapters import adapter_parameters, adapter_weights
 from ..trf.patch import read_card, update_card
 from ..trf.seeds import derived_seed
@@ -39,7 +38,7 @@ from .optim import make_optimizer, make_schedule, set_rate
 from .plan import make_plan
 from .processes import Agreement, StopRequest, check_processes, lost_process
 from .saver import Saver
-from .setup import make_accelerator, make_cache, make_card, make_objective, make_samples, make_validator
+from .setup import make_accelerator, make_card, make_objective, make_samples, make_validator, shared_cache
 from .zero import SplitOptimizer, ZeroAccelerator
 
 if TYPE_CHECKING:
@@ -104,18 +103,8 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if existing:
         check_binding(existing[-1], binding)
 
-    # 2. Data: conditioning from the cache; if there is none yet, each process encodes its share
-    if config.cache is not None:
-        check_cache(config.cache, config.model, config.revision)
-    cache = config.cache or find_cache(config.data, config.model, config.revision)
-    if len(set(gather_object([cache and cache.name]))) > 1:
-        raise ValueError(
-            f"data={str(config.data)!r}: its cache is there for some processes only; give all of them one folder that "
-            "they share, or copies with their caches."
-        )
-    if cache is None:
-        accelerator.print("the dataset's conditioning is not cached yet for this model: encoding it once.")
-        cache = make_cache(config, accelerator)
+    # 2. Data: conditioning from the cache
+    cache = shared_cache(config, accelerator)
     samples = make_samples(config, cache, "train", per_step=plan.clips_per_step)
 
     # 3. Model, adapters (one, or one for each direction), optimizer

@@ -18,12 +18,13 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    gather_object,
     parse_flag_from_env,
 )
 
 from ..data_prep.calibration import calibrate
 from ..data_prep.dataset import load_clips
-from ..data_prep.latents import CacheKey, build_cache, finish_cache
+from ..data_prep.latents import CacheKey, build_cache, check_cache, find_cache, finish_cache
 from ..data_prep.motion import statistics
 from ..data_prep.plan import Split
 from ..data_prep.shapes import shapes_of
@@ -65,7 +66,36 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
 
 
-def make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
+def cache_of(config: TrainConfig) -> Path | None:
+    """The cache that a run reads: the one it names, or that of its dataset and model if there is one yet.
+
+    Raises:
+        ValueError: if the named one is another model's.
+    """
+    if config.cache is not None:
+        check_cache(config.cache, config.model, config.revision)
+    return config.cache or find_cache(config.data, config.model, config.revision)
+
+
+def shared_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
+    """The cache that all processes read; if there is none yet, each of them encodes its share of it.
+
+    Raises:
+        ValueError: if the named one is another model's, or one is there for some processes only.
+    """
+    cache = cache_of(config)
+    if len(set(gather_object([cache and cache.name]))) > 1:
+        raise ValueError(
+            f"data={str(config.data)!r}: its cache is there for some processes only; give all of them one folder that "
+            "they share, or copies with their caches."
+        )
+    if cache is None:
+        accelerator.print("the dataset's conditioning is not cached yet for this model: encoding it once.")
+        cache = _make_cache(config, accelerator)
+    return cache
+
+
+def _make_cache(config: TrainConfig, accelerator: Accelerator) -> Path:
     """Cache the dataset's conditioning on all processes; returns its folder."""
     key = CacheKey(model=config.model, revision=config.revision, variant=config.variant)
     folder = build_cache(

@@ -17,7 +17,8 @@ from trfpp.trf.base import load_component
 from trfpp.trf.patch import CARD_FILE, load_patch, read_card, weight_files
 from trfpp.trf.quantization import Quantization, quantize
 
-STEPS = 20
+STEPS = 8
+HALF = STEPS // 2
 
 
 def choices(model, field):
@@ -74,7 +75,7 @@ def base_of(run):
 @pytest.mark.parametrize("name", RUNS)
 def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
     validation = {"every": STEPS, "pairs": 1, "num_inference_steps": 2}
-    run = config("whole", steps=STEPS, checkpoint={"every": 10, "keep": 2}, validation=validation, **RUNS[name])
+    run = config("whole", steps=STEPS, checkpoint={"every": HALF, "keep": 2}, validation=validation, **RUNS[name])
     patch = train_here(run)
     trained = weights(patch)
     assert all(value.isfinite().all() for value in trained.values())
@@ -93,8 +94,9 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
     assert {key: metrics[f"validation {key}"] for key in again} == pytest.approx(again, rel=near)
     assert abs(base["loss"] / again["loss"] - 1) > 1e-3  # it is the patch that is compared
 
-    shutil.copytree(run.output / "checkpoints" / "step-000010", tmp_path / "resumed" / "checkpoints" / "step-000010")
-    resumed = weights(train_here(config("resumed", steps=STEPS, checkpoint={"every": 10}, **RUNS[name])))
+    half = Path("checkpoints") / f"step-{HALF:06}"
+    shutil.copytree(run.output / half, tmp_path / "resumed" / half)
+    resumed = weights(train_here(config("resumed", steps=STEPS, checkpoint={"every": HALF}, **RUNS[name])))
     assert all(torch.equal(trained[key], resumed[key]) for key in trained)
 
 
