@@ -47,7 +47,6 @@ from trfpp.trf.strategies import STRATEGIES
 T = TypeVar("T")
 
 RELEASE, OURS = "the release's way", "ours"
-PAIRS = 3
 SHARES, MEMORY = ("UNet", "VAE", "CLIP", "rest"), "peak memory, GiB"
 
 
@@ -109,10 +108,10 @@ def load(spent: Spent, began: float, config: InferConfig) -> TimeReversalFusionP
     return pipe
 
 
-def write_pairs(folder: Path, size: tuple[int, int]) -> list[dict[str, object]]:
+def write_pairs(folder: Path, pairs: int, size: tuple[int, int]) -> list[dict[str, object]]:
     """Images of noise, and the lines of a manifest: sampling takes as long whatever they show."""
     rows: list[dict[str, object]] = []
-    for number in range(PAIRS):
+    for number in range(pairs):
         noise = np.random.default_rng(number).integers(0, 255, (2, *size, 3), dtype=np.uint8)
         names = {bound: f"{number}-{bound}.png" for bound in ("start", "end")}
         for name, image in zip(names.values(), noise):
@@ -126,7 +125,7 @@ def one_direction_at_a_time(**own: object) -> BoundedDenoiser:
     return BoundedDenoiser(**{**own, "rows_per_forward": 2})
 
 
-def run(model: str, way: str, sampler: str, steps: int | None, compiled: bool = False) -> Spent:
+def run(model: str, way: str, sampler: str, pairs: int, steps: int | None, compiled: bool = False) -> Spent:
     """Generate some pairs one way, in this process."""
     logging.disable(logging.WARNING)
     hide_loading_bars()
@@ -142,7 +141,7 @@ def run(model: str, way: str, sampler: str, steps: int | None, compiled: bool = 
             compile=compiled,
         )
         native = outline_of(config).native
-        rows = write_pairs(folder, (native.get("height", 576), native.get("width", 1024)))
+        rows = write_pairs(folder, pairs, (native.get("height", 576), native.get("width", 1024)))
         if way == RELEASE:
             contexts.enter_context(patch.object(pipeline, "BoundedDenoiser", one_direction_at_a_time))
         contexts.enter_context(redirect_stdout(io.StringIO()))
@@ -169,17 +168,17 @@ def row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def compared(model: str, runs: int, steps: int | None, compiled: bool) -> str:
+def compared(model: str, runs: int, pairs: int, steps: int | None, compiled: bool) -> str:
     """Both ways, so often each."""
     both: list[tuple[Spent, Spent]] = []
     for number in range(runs):
         order = (RELEASE, OURS) if number % 2 else (OURS, RELEASE)
-        found = {way: in_own_process(run, model, way, "trf", steps, compiled) for way in order}
+        found = {way: in_own_process(run, model, way, "trf", pairs, steps, compiled) for way in order}
         both.append((found[RELEASE], found[OURS]))
     lines = [row("way", "s a pair", "of these loading", *SHARES, "second pair / first", MEMORY), "|" + " --- |" * 9]
     for way, own in zip((RELEASE, OURS), zip(*both)):
-        seconds = statistics.median(one.total / PAIRS for one in own)
-        loading = statistics.median(sum(one.load) / PAIRS for one in own)
+        seconds = statistics.median(one.total / pairs for one in own)
+        loading = statistics.median(sum(one.load) / pairs for one in own)
         shares = [f"{statistics.median(one.shares[name] for one in own):.1%}" for name in SHARES]
         second = statistics.median(one.pairs[1] / one.pairs[0] for one in own)
         memory = max(one.memory for one in own) / 2**30
@@ -197,11 +196,11 @@ def compared(model: str, runs: int, steps: int | None, compiled: bool) -> str:
     return "\n".join(lines)
 
 
-def samplers(model: str, steps: int | None, compiled: bool) -> str:
+def samplers(model: str, pairs: int, steps: int | None, compiled: bool) -> str:
     """Every sampler once, as published."""
     lines = [row("sampler", "UNet calls", "s a pair", *SHARES, MEMORY), "|" + " --- |" * 8]
     for name in STRATEGIES:
-        own = in_own_process(run, model, OURS, name, steps, compiled)
+        own = in_own_process(run, model, OURS, name, pairs, steps, compiled)
         shares = [f"{share:.1%}" for share in own.shares.values()]
         lines.append(row(name, own.calls, f"{statistics.median(own.pairs):.2f}", *shares, f"{own.memory / 2**30:.2f}"))
     return "\n".join(lines)
@@ -211,6 +210,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="miniature")
     parser.add_argument("--runs", type=int, default=3, help="runs of either way (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=3, help="of the manifest (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: as published)")
     parser.add_argument("--compile", action="store_true", help="as compile=true of trfpp infer, either way")
     told = parser.parse_args()
@@ -224,11 +224,11 @@ if __name__ == "__main__":
             in_own_process(svd_xt.save, folder)
             model = folder
         text = "\n\n".join([
-            f"{told.model}, {machine}, torch {torch.__version__}, {date.today()}; {PAIRS} pairs a run, {told.runs} "
-            f"runs; {told.steps or 'published numbers of'} steps{'; compiled' if told.compile else ''}.",
+            f"{told.model}, {machine}, torch {torch.__version__}, {date.today()}; {told.pairs} pairs a run, "
+            f"{told.runs} runs; {told.steps or 'published numbers of'} steps{'; compiled' if told.compile else ''}.",
             "Shares are of the time in which no model is loaded.",
-            compared(model, told.runs, told.steps, told.compile),
-            samplers(model, told.steps, told.compile),
+            compared(model, told.runs, told.pairs, told.steps, told.compile),
+            samplers(model, told.pairs, told.steps, told.compile),
         ])  # fmt: skip
     print(text)
     name = f"sample-{kind}{'-compiled' if told.compile else ''}.md"
