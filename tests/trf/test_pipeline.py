@@ -317,8 +317,9 @@ def test_guidance_is_done_at_some_noise_levels_only(pipe):
     assert not torch.equal(inside, everywhere)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
-@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize(
+    ("direction", "kind"), [("forward", "lora"), ("both", "lora"), ("both", "dora"), ("forward", "lokr")]
+)
 def test_patches_are_as_strong_as_a_schedule_says(clean, make_patch, direction, kind):
     pipe = clean
     pipe.load_patch(make_patch(direction=direction, kind=kind), "one", 0.7)
