@@ -50,7 +50,7 @@ class Variants(Settings):
 
 
 class Longer(Settings):
-    """The forward/backward pair, trained on from where it ended, on more films and for its fusion."""
+    """The forward/backward pair, trained longer: from where it ended, on more films and for its fusion."""
 
     worlds: list[Domain] = Field(default=["linear", "views", "loop"])
     """Domains in which it is; none leaves it out."""
@@ -82,7 +82,7 @@ class Sweeps(Settings):
 
 
 class Sampling(Settings):
-    """Ways of sampling, set against each other on the base and on the pair, trained on where there is that one."""
+    """Ways of sampling, set against each other on the base and on the pair (if there is one, that trained longer)."""
 
     worlds: list[Domain] = Field(default=["linear", "views", "loop", "irreversible", "control"])
     """Domains in which they are; none leaves them out."""
@@ -116,7 +116,7 @@ class StudyConfig(Settings):
     full: FullTraining | None = FullTraining()
     """How all weights are fine-tuned; null leaves it out."""
     longer: Longer = Longer()
-    """The forward/backward pair, trained on."""
+    """The forward/backward pair, trained longer."""
     variants: Variants = Variants()
     """Other ways to train the forward/backward pair."""
     sampler: SamplerOverrides = SamplerOverrides(sampler="trf++")
@@ -126,7 +126,7 @@ class StudyConfig(Settings):
     batch: Positive = 8
     """Pairs sampled at a time; up to rounding results do not depend on it."""
     forgetting: bool = True
-    """Measure the pair of each domain, and the one trained on, on the base world too."""
+    """Measure the pair of each domain, and the one trained longer, on the base world too."""
     sampling: Sampling = Sampling()
     """Ways of sampling."""
     sweeps: Sweeps = Sweeps()

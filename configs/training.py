@@ -97,6 +97,8 @@ class ValidationSettings(Settings):
     """Denoising steps at most; the sampler's own, or those of sampler.*, if they are fewer."""
     seed: int = 42
     """The same noise every time, so that pictures compare."""
+    decode_chunk_size: Positive = 8
+    """Frames decoded at a time, with two neighbours on either side: fewer where memory is short."""
     best: Literal["inner_psnr", "bound_psnr", "disagreement", "loss", "loss_fused"] = "inner_psnr"
     """By which the best patch so far is kept in best/."""
     patience: Positive | None = None

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # sbatch launch/slurm.sh CONFIG [key=value ...]
 #
+# From the environment that has trfpp, which the job inherits; add your cluster's partition and account (--partition=...,
+# --account=...). Nodes without a network need the model in a folder, or in HF_HOME with HF_HUB_OFFLINE=1.
+#
 # One task a GPU, on one node or several. Before the time is up, and when the job is preempted with a time of grace, every
 # task gets SIGTERM: the run saves a checkpoint and ends; the job is queued again and goes on from there. Stop it for good
 # with scancel.

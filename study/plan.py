@@ -25,7 +25,7 @@ METHODS = {
     "forward_both": "forward patch, both halves",
     "either": "one patch for both directions",
     "pair": "forward/backward pair",
-    "long": "pair, trained on",
+    "long": "pair, trained longer",
     "fused": "pair trained for its fusion",
     "rotated": "pair with rotated attention",
     "full": "full fine-tune",

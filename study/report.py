@@ -28,12 +28,12 @@ ON_SHEETS = {
     "flow_warp": "flow warp",
     "base": "base",
     "pair": "patched",
-    "long": "trained on",
+    "long": "trained longer",
     "full": "full",
 }
 SHEET_ROWS = 6
 IN_MOTION = ("cross_fade", "base")
-"""Of the overview's animation, beside the pair, or the pair that was trained on."""
+"""Of the overview's animation, beside the pair, or the pair that was trained longer."""
 MOTION_FPS = 8.0
 MOTION_FILE = "worlds.webp"
 PANELS = {
@@ -131,7 +131,7 @@ def _forgetting(config: StudyConfig, results: Results, folder: Path) -> str:
     """What patches cost where they are not meant for."""
     labels: dict[str, str] = {name: METHODS[name] for name in ("cross_fade", "flow_warp", "base")}
     for world in config.worlds:
-        labels |= {world: f"patch for {world}", f"{world}-long": f"patch for {world}, trained on"}
+        labels |= {world: f"patch for {world}", f"{world}-long": f"patch for {world}, trained longer"}
     labels["ceiling"] = METHODS["ceiling"]
     names = {name: f"eval/base-{name}" for name in labels if results.has(f"eval/base-{name}")}
     if not any(name not in METHODS for name in names):

@@ -165,6 +165,7 @@ def make_validator(
         clips=[clips[place] for _, _, place in sorted(ranked)[: config.validation.pairs]],
         samples=make_samples(config, cache, "validation", per_step=1, dropout=False),
         num_inference_steps=min(config.validation.num_inference_steps, recommended.num_inference_steps),
+        decode_chunk_size=config.validation.decode_chunk_size,
         seed=config.validation.seed,
         dtype=dtype,
         device=device,

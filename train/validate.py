@@ -61,6 +61,7 @@ class Validator:
         clips: rows of the dataset's validation split to join the ends of.
         samples: held-out samples for the loss.
         num_inference_steps: denoising steps.
+        decode_chunk_size: frames decoded at a time.
         seed: of the sampler's draws.
         dtype: of the UNet's inputs, and of VAE and CLIP.
         device: where to run.
@@ -76,6 +77,7 @@ class Validator:
         clips: Sequence[dict[str, Any]],
         samples: CachedSamples,
         num_inference_steps: int,
+        decode_chunk_size: int,
         seed: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -86,6 +88,7 @@ class Validator:
         self.clips = clips
         self.samples = samples
         self.num_inference_steps = num_inference_steps
+        self.decode_chunk_size = decode_chunk_size
         self.seed = seed
         self.dtype = dtype
         self.device = device
@@ -180,7 +183,7 @@ class Validator:
             generator=torch.Generator().manual_seed(self.seed),
             # Beside the optimizer there is less room than at inference.
             low_memory=not (self.card.rotated_attention or STRATEGIES[sampler].rotated),
-            decode_chunk_size=8,
+            decode_chunk_size=self.decode_chunk_size,
             output_type="np",
         )
         apart = None if made.disagreement is None else float(made.disagreement[0])

@@ -32,7 +32,7 @@ def test_means_are_those_of_the_evaluations(finished, text):
     table = table_after(text, "loop")
     assert list(table) == [
         "cross-fade", "flow warp", "base", "forward patch, forward half", "forward patch, both halves",
-        "one patch for both directions", "forward/backward pair", "pair, trained on",
+        "one patch for both directions", "forward/backward pair", "pair, trained longer",
         "pair trained for its fusion", "pair with rotated attention", "full fine-tune", "VAE reconstruction",
     ]  # fmt: skip
     results = Results(finished.output, make_plan(finished))
@@ -53,7 +53,7 @@ def test_differences_are_those_of_compare(finished, text):
     found = compare(base, finished.output / "eval" / "loop-pair").metrics["inner_ssim"].contrast
     shown = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     variants = table_after(text, "loop", 2)
-    assert list(variants) == ["pair, trained on", "pair trained for its fusion", "pair with rotated attention"]
+    assert list(variants) == ["pair, trained longer", "pair trained for its fusion", "pair with rotated attention"]
     pair, fused = (finished.output / "eval" / f"loop-{name}" for name in ("pair", "fused"))
     found = compare(pair, fused).metrics["inner_psnr"].contrast
     shown = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
@@ -66,7 +66,7 @@ def test_the_answer_is_that_of_compare(finished, text):
     section = text.split("\n## Against the base and the floor\n")[1].split("\n## ")[0]
     head, _, *rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     assert [row[:2] for row in rows] == [
-        ["loop", "forward/backward pair"], ["loop", "pair, trained on"], ["loop", "full fine-tune"],
+        ["loop", "forward/backward pair"], ["loop", "pair, trained longer"], ["loop", "full fine-tune"],
     ]  # fmt: skip
     row = dict(zip(head, rows[0]))
     for column, reference in (("PSNR over the base, dB", "base"), ("over a cross-fade", "cross_fade")):
@@ -83,7 +83,7 @@ def test_the_answer_is_that_of_compare(finished, text):
 
 def test_other_worlds_and_sweeps_are_there(text):
     assert list(table_after(text, "On the base world")) == [
-        "cross-fade", "flow warp", "base", "patch for loop", "patch for loop, trained on", "VAE reconstruction",
+        "cross-fade", "flow warp", "base", "patch for loop", "patch for loop, trained longer", "VAE reconstruction",
     ]  # fmt: skip
     assert list(table_after(text, "Sweep: patch scale")) == ["0.5", "1"]
     assert list(table_after(text, "Sweep: training clips")) == ["2", "3"]
@@ -99,8 +99,8 @@ def test_ways_of_sampling_are_set_against_the_first(finished, text):
     section = text.split("## Ways of sampling\n")[1].split("\n## ")[0]
     lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith(("| trf", "| vibid"))]
     assert [tuple(line[:3]) for line in lines] == [
-        ("trf++", "base", "24"), ("vibid", "base", "50"), ("trf++", "pair, trained on", "24"),
-        ("vibid", "pair, trained on", "50"),
+        ("trf++", "base", "24"), ("vibid", "base", "50"), ("trf++", "pair, trained longer", "24"),
+        ("vibid", "pair, trained longer", "50"),
     ]  # fmt: skip
     found = compare(finished.output / "eval" / "loop-trf++-long", finished.output / "eval" / "loop-vibid-long")
     assert f"{found.metrics['inner_psnr'].contrast.value:+.2f}" in " ".join(lines[3][-3:])

@@ -120,7 +120,7 @@ def test_a_study_by_another_spelling_is_as_done(finished, settings, monkeypatch)
 
 
 def test_what_rests_on_other_settings_is_neither_done_nor_taken_for_done(finished, settings):
-    """The pair that is trained on has its own settings still, but those of the pair it started from are others."""
+    """The pair that is trained longer has its own settings still, but those of the pair it started from are others."""
     runs = make_plan(settings("smoke", finished.output, "patch.optim.lr=2e-2")).runs
     done = done_in(finished.output, runs.values())
     assert {"loop/clips", "eval/loop-base", "eval/loop-full"} <= done

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from diffusers import AutoencoderKLTemporalDecoder
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -159,6 +160,18 @@ def test_validation_samples_as_the_card_says(config, train_here, sampler):
     metrics = read_card(train_here(config(steps=1, sampler=recommended, validation=validation))).metrics
     assert metrics["validation inner_psnr"] > 0
     assert ("validation disagreement" in metrics) == (sampler == "gi")
+
+
+@pytest.mark.parametrize(("chunk", "lengths"), [(1, [3, 4, 4, 3]), (8, [4])])
+def test_validation_decodes_so_many_frames_at_a_time(config, train_here, monkeypatch, chunk, lengths):
+    """Of 4, with two neighbours on either side."""
+    decoded, decode = [], AutoencoderKLTemporalDecoder.decode
+    monkeypatch.setattr(
+        AutoencoderKLTemporalDecoder, "decode", lambda self, z, **own: decoded.append(len(z)) or decode(self, z, **own)
+    )
+    validation = {"every": 1, "pairs": 1, "num_inference_steps": 1, "decode_chunk_size": chunk}
+    train_here(config(steps=1, validation=validation))
+    assert decoded == lengths * 2  # before the first step and after it
 
 
 def test_validation_follows_points_of_the_card_beside_checkpointing(config, train_here):
