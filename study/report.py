@@ -29,7 +29,7 @@ ON_SHEETS = {
     "base": "base",
     "pair": "patched",
     "long": "trained longer",
-    "full": "full",
+    "full": "full fine-tune",
 }
 SHEET_ROWS = 6
 IN_MOTION = ("cross_fade", "base")
