@@ -70,7 +70,7 @@ class World:
     def path(self, frames: np.ndarray, truth: Film, index: int) -> np.ndarray:
         """Where the thing or the camera is, `[F, 2]` pixels or `[F, 1]` degrees."""
         if truth.camera is not None:
-            return camera_path(frames, self.name, 1, index, truth.camera)[:, :1]
+            return camera_path(frames, self.name, 1, index, truth.camera)[:, None]
         assert truth.colour is not None
         return track(frames, truth.colour, truth.radius)
 

@@ -96,5 +96,8 @@ def test_films_and_pairs_are_measured_at_the_same_keyframes():
     exact = keyframes.measured(world, keyframes.HELD_OUT, truth, truth.frames, 0)
     assert exact[:2] == [100.0, 100.0]
     assert exact[2] < 1 > exact[3]
+    turning = keyframes.World("views", None)
+    orbit = turning.film(keyframes.HELD_OUT)
+    assert turning.path(orbit.frames[:2], orbit, keyframes.HELD_OUT) == pytest.approx(orbit.camera[:2, :1], abs=0.2)
     shown = keyframes.table([world], [np.repeat(rows, 2, axis=0)])
     assert "| linear, base | film |" in shown

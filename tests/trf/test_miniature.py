@@ -103,3 +103,19 @@ def test_it_animates_a_frame_it_never_saw(pipeline):
         assert psnr(video[-1], shown.frames[0]) > 14  # and stays in its scene
     still, moving = (motion_score(videos[bucket], 10) for bucket in (20, 120))
     assert moving > 1.5 * still
+
+
+def test_it_heeds_the_frame_rate(pipeline):
+    """At one bucket, which is motion a second, less of it falls to a frame of a faster film."""
+    a_frame = {}
+    for fps in (6, 24):
+        scores = []
+        for index in range(3):
+            made = pipeline(
+                Image.fromarray(film("base", 0, HELD_OUT + index).frames[0]), height=64, width=64, num_inference_steps=8,
+                max_guidance_scale=1.0, fps=fps, motion_bucket_id=80, generator=torch.Generator().manual_seed(index),
+                output_type="np",
+            ).frames  # fmt: skip
+            scores.append(motion_score((np.asarray(made)[0] * 255).round().astype(np.uint8), fps) / fps)
+        a_frame[fps] = np.mean(scores)
+    assert a_frame[6] > 1.5 * a_frame[24]
