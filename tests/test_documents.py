@@ -1,6 +1,7 @@
 """What the documents promise: links lead somewhere, the README's tree and named tests exist, dependencies are explained."""
 
 import ast
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -67,6 +68,19 @@ def test_what_came_out_of_the_study_is_what_its_report_says():
     rows = [line for line in came_out.splitlines() if line.startswith("|")]
     assert len(rows) > 10
     assert [row for row in rows if row not in report] == []
+
+
+@pytest.mark.parametrize("document", ["docs/miniature.md", "trf/miniature_svd/README.md"])
+def test_what_is_told_of_the_miniature_was_measured(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    told = json.loads((ROOT / "docs" / "figures" / "miniature" / "appraisal.json").read_text(encoding="utf-8"))
+    head, _, *rows = text[text.index("| | base | linear |") :].split("\n\n")[0].splitlines()
+    worlds = [cell.strip() for cell in head.split("|")[2:-1]]
+    for row, which in zip(rows, ("mean", "worst")):
+        values = [float(cell) for cell in row.split("|")[2:-1]]
+        assert values == [round(told["autoencoder_psnr"][world][which], 1) for world in worlds]
+    assert f"{told['things']['kept']:.0%}".replace("%", " %") in text
+    assert f"{told['things_beyond']['kept']:.0%}".replace("%", " %") in text
 
 
 def test_the_readmes_tree_is_the_tree():
