@@ -138,8 +138,7 @@ def _worlds(config: schema.WorldsConfig) -> None:
     if there and not (config.overwrite and (config.output / TRUTH_FILE).is_file()):
         hint = "films are there; replace them with overwrite=true" if (config.output / TRUTH_FILE).is_file() else ""
         raise ValueError(f"output={str(config.output)!r}: {hint or 'something else is there; choose another folder'}.")
-    names = ("world", "count", "seed", "num_frames", "first")
-    truth = write_world(config.output, **{name: getattr(config, name) for name in names}, side=config.size)
+    truth = write_world(config.output, **config.films)
     keep_settings(config, config.output, "worlds")
     shape = f"num_frames={config.num_frames} height={config.size} width={config.size}"
     print(f"{config.count} films, where everything is in them: {truth}")

@@ -7,7 +7,7 @@ and `--help` is quick.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -362,6 +362,11 @@ class WorldsConfig(Settings):
     """Pixels of the side of the square frames."""
     overwrite: bool = False
     """Replace films that are there."""
+
+    @property
+    def films(self) -> dict[str, Any]:
+        """Which films, as `write_world` and `holds_films` are told."""
+        return {**self.model_dump(include={"world", "count", "seed", "num_frames", "first"}), "side": self.size}
 
 
 class QuickstartConfig(Settings):

@@ -80,17 +80,12 @@ def _is_there(run: Run) -> bool:
 def _films(settings: WorldsConfig) -> None:
     if settings.output.exists() and any(settings.output.iterdir()):
         raise ValueError(f"output={str(settings.output)!r}: other films, or something else, are there; move it away.")
-    write_world(settings.output, **_which(settings))
+    write_world(settings.output, **settings.films)
     _keep(settings, "worlds")
 
 
 def _films_are_there(settings: WorldsConfig) -> bool:
-    return holds_films(settings.output, **_which(settings))
-
-
-def _which(settings: WorldsConfig) -> dict[str, Any]:
-    names = ("world", "count", "seed", "num_frames", "first")
-    return {**{name: getattr(settings, name) for name in names}, "side": settings.size}
+    return holds_films(settings.output, **settings.films)
 
 
 def _clips(settings: PrepConfig) -> None:
