@@ -18,7 +18,7 @@ from ..trf.adapters import adapter_parameters
 from ..trf.attention import rotated_attention
 from ..trf.edm import denoised, loss_weight, preconditioning
 from ..trf.fusion import fuse, linear_weights, reverse_time
-from ..trf.halves import on_halves
+from ..trf.halves import Halves
 from ..trf.patch import Direction, adapters_of
 from .data import Sample
 
@@ -118,20 +118,20 @@ class Objective:
             batch: rows that run forward come first.
             step: number of the optimizer step.
         """
-        resting = None
+        resting, halves = None, Halves(unet)
         with ExitStack() as contexts:
             if self.alternate:
                 batch, other = batch.halves()[:: -1 if step % 2 else 1]
-                with torch.no_grad(), on_halves(unet, *self._halves(other, step + 1)):
+                with torch.no_grad(), halves.rows(*self._rows(other, step + 1)):
                     resting = predict(unet, other, self.dtype)[0]
                 # Without a gradient, not with one of zero: an optimizer would go on by momentum.
                 contexts.enter_context(
                     _frozen(unet, adapters_of(self.direction)["forward" if step % 2 else "backward"])
                 )
-            halves = self._halves(batch, step)
-            contexts.enter_context(on_halves(unet, *halves))
+            running = self._rows(batch, step)
+            contexts.enter_context(halves.rows(*running))
             if self.rotated:
-                contexts.enter_context(rotated_attention(unet, *halves))
+                contexts.enter_context(rotated_attention(unet, *running))
             estimate, target = predict(model, batch, self.dtype)
             rows = weighted_error(estimate, target, batch.sigma)
             sigma, backward, numbers = batch.sigma, batch.backward, batch.number
@@ -151,7 +151,7 @@ class Objective:
                 fused = fused.detach()
             yield Losses(total=total, rows=rows.detach(), sigma=sigma, backward=backward, numbers=numbers, fused=fused)
 
-    def _halves(self, batch: Sample, step: int) -> tuple[int, int]:
+    def _rows(self, batch: Sample, step: int) -> tuple[int, int]:
         """How many rows of a batch run forward, and how many backward; of `either` all count as forward ones, since
         its adapter acts on both alike.
         """

@@ -201,7 +201,7 @@ def adapter_names(unet: Any) -> list[str]:
 
 def uneven_scales(unet: Any) -> dict[str, tuple[float, float]]:
     """The active adapters that act differently on forward and on backward rows, or on none; no others need
-    `halves.on_halves`.
+    `halves.Halves.rows`.
     """
     # PEFT's layers know one scale an adapter, so the pairs hang on the UNet, as PEFT's own `peft_config` does.
     return getattr(unet, "uneven_scales", {})

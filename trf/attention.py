@@ -50,7 +50,7 @@ def _turned(heads: Tensor) -> Tensor:
 def rotated_attention(unet: Any, forward: int, backward: int) -> Iterator[None]:
     """Rotate the temporal self-attention of the backward rows inside the block.
 
-    As with `halves.on_halves`, the block holds the UNet's call and, in training, the backward pass too.
+    As with `halves.Halves.rows`, the block holds the UNet's call and, in training, the backward pass too.
 
     Args:
         unet: a `UNetSpatioTemporalConditionModel`.

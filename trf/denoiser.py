@@ -19,7 +19,7 @@ from .attention import rotated_attention
 from .edm import denoised, preconditioning
 from .frame_factors import on_frames
 from .fusion import disagreement, frame_guidance, guide, reverse_time
-from .halves import on_halves
+from .halves import Halves
 from .samplers import Estimate
 from .schedule import Way, factor_at
 from .settings import SamplerSettings
@@ -93,6 +93,9 @@ class BoundedDenoiser:
     disagreements: list[Tensor] = field(default_factory=list)
     """Of each time that both directions were asked for, `[B]`."""
 
+    def __post_init__(self) -> None:
+        self._halves = Halves(self.unet)
+
     def __call__(self, x: Tensor, level: int, ways: Sequence[Way], scaled_as: int) -> dict[Way, Estimate]:
         """Estimates of the directions asked for; see `samplers.Denoise`."""
         scaled = preconditioning(self.sigmas[scaled_as]).c_in * x
@@ -144,7 +147,7 @@ class BoundedDenoiser:
             forward = min(max(running_forward - start, 0), rows)
             halves = forward, rows - forward
             with ExitStack() as contexts:
-                contexts.enter_context(on_halves(self.unet, *halves))
+                contexts.enter_context(self._halves.rows(*halves))
                 if factors is not None:
                     contexts.enter_context(on_frames(self.unet, factors[part]))
                 if self.rotated:

@@ -46,7 +46,7 @@ def factors_over(points: Sequence[tuple[float, float]], places: Mapping[Way, Ten
 def on_frames(unet: Any, factors: Tensor) -> Iterator[None]:
     """Multiply what all active adapters add by a factor of each row and frame, inside the block.
 
-    The block holds the UNet's call, and lies inside of `halves.on_halves` where adapters differ between the halves.
+    The block holds the UNet's call, and lies inside of `halves.Halves.rows` where adapters differ between the halves.
     Cross-attention is done as by `attention.one_token_attention`.
 
     Args:

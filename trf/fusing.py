@@ -1,6 +1,6 @@
 """Adapters added to the weights, so that they cost nothing per step.
 
-Where they act differently on TRF's two halves a layer gets weights for either; `halves.on_halves` gives each its rows.
+Where they act differently on TRF's two halves a layer gets weights for either; `halves.Halves.rows` hands the rows out.
 """
 
 from __future__ import annotations

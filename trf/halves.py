@@ -19,45 +19,61 @@ from .adapters import BACKWARD_LAYER, acting, acting_at, is_plain, lora_layers, 
 from .two_unets import TwoUNets
 
 
-@contextmanager
-def on_halves(unet: Any, forward: int, backward: int) -> Iterator[None]:
-    """Let each adapter act on every row at the scale it has for that row's direction, inside the block.
+class Halves:
+    """The layers of a UNet that have adapters, looked up once for many calls: adapters that come later go unseen."""
 
-    The block holds the UNet's call and, in training, the backward pass too: gradient checkpointing computes layers
-    again there. Outside of such a block an adapter with a pair of scales acts on every row at scale 1. Of two UNets,
-    each gets the rows of its direction.
+    def __init__(self, unet: Any) -> None:
+        """Look them up.
 
-    Fused adapters that differ between the halves have weights for either, and these are for inside of it only.
+        Args:
+            unet: a `UNetSpatioTemporalConditionModel`, or `TwoUNets`.
+        """
+        self._unet = unet
+        self._layers = [layer for _, layer in lora_layers(unet)]
+        self._in_chunks = bool(self._layers) and any(map(_cuts_batch, unet.modules()))
 
-    Without gradients, what plain adapters make is added in place and in the base's precision: in float32, as PEFT does
-    it, the widest layers of SVD in half precision would take several times the memory of the model without patches.
+    @contextmanager
+    def rows(self, forward: int, backward: int) -> Iterator[None]:
+        """Let each adapter act on every row at the scale it has for that row's direction, inside the block.
 
-    Args:
-        unet: a `UNetSpatioTemporalConditionModel`, or `TwoUNets`.
-        forward: number of rows of the UNet's batch that run forward in time; they come first.
-        backward: number of those that run backward.
+        The block holds the UNet's call and, in training, the backward pass too: gradient checkpointing computes layers
+        again there. Outside of such a block an adapter with a pair of scales acts on every row at scale 1. Of two
+        UNets, each gets the rows of its direction.
 
-    Raises:
-        ValueError: if the UNet cuts its batch into chunks.
-    """
-    with ExitStack() as undo:
-        if isinstance(unet, TwoUNets):
-            undo.enter_context(unet.rows(forward, backward))
-        uneven, rows = uneven_scales(unet), (forward, backward)
-        if all(pair[way] == 1 for pair in uneven.values() for way in (0, 1) if rows[way]):
-            uneven = {}
-        if uneven:
-            _check_whole_batches(unet)
-        for _, layer in lora_layers(unet):
-            own = {name: pair for name, pair in uneven.items() if name in layer.scaling}
-            if hasattr(layer, BACKWARD_LAYER):
-                layer.forward = _by_own_weights(layer, rows)
-            elif own or _is_wider(layer):
-                layer.forward = _in_parts(layer, own, rows)
-            else:
-                continue
-            undo.callback(delattr, layer, "forward")
-        yield
+        Fused adapters that differ between the halves have weights for either, and these are for inside of it only.
+
+        Without gradients, what plain adapters make is added in place and in the base's precision: in float32, as PEFT
+        does it, the widest layers of SVD in half precision would take several times the memory of the model without
+        patches.
+
+        Args:
+            forward: number of rows of the UNet's batch that run forward in time; they come first.
+            backward: number of those that run backward.
+
+        Raises:
+            ValueError: if the UNet cuts its batch into chunks.
+        """
+        with ExitStack() as undo:
+            if isinstance(self._unet, TwoUNets):
+                undo.enter_context(self._unet.rows(forward, backward))
+            uneven, rows = uneven_scales(self._unet), (forward, backward)
+            if all(pair[way] == 1 for pair in uneven.values() for way in (0, 1) if rows[way]):
+                uneven = {}
+            if uneven and self._in_chunks:
+                raise ValueError(
+                    "unet.enable_forward_chunking() cuts the batch apart, which patches that act on one half cannot "
+                    "bear; call it with dim=1."
+                )
+            for layer in self._layers:
+                own = {name: pair for name, pair in uneven.items() if name in layer.scaling}
+                if hasattr(layer, BACKWARD_LAYER):
+                    layer.forward = _by_own_weights(layer, rows)
+                elif own or _is_wider(layer):
+                    layer.forward = _in_parts(layer, own, rows)
+                else:
+                    continue
+                undo.callback(delattr, layer, "forward")
+            yield
 
 
 def _in_parts(layer: Any, pairs: Mapping[str, tuple[float, float]], rows: tuple[int, int]) -> Callable[..., Tensor]:
@@ -158,10 +174,7 @@ def _is_wider(layer: Any) -> bool:
     )
 
 
-def _check_whole_batches(unet: Any) -> None:
-    for module in unet.modules():
-        if getattr(module, "_chunk_size", None) is not None and module._chunk_dim == 0:
-            raise ValueError(
-                "unet.enable_forward_chunking() cuts the batch apart, which patches that act on one half cannot bear; "
-                "call it with dim=1."
-            )
+def _cuts_batch(module: nn.Module) -> bool:
+    """Whether a module of diffusers was told to do its batch in chunks."""
+    told = vars(module)
+    return told.get("_chunk_size") is not None and told["_chunk_dim"] == 0

@@ -17,7 +17,7 @@ BACKWARD_FOLDER = "unet_backward"
 
 
 class TwoUNets(nn.Module):
-    """With the interface of one UNet, as far as sampling needs it; called inside of `halves.on_halves`.
+    """With the interface of one UNet, as far as sampling needs it; called inside of `halves.Halves.rows`.
 
     Args:
         forward_unet: `UNetSpatioTemporalConditionModel` of the rows that run forward in time.
@@ -68,7 +68,7 @@ class TwoUNets(nn.Module):
             RuntimeError: outside of `rows`.
         """
         if self._rows is None:
-            raise RuntimeError("two UNets need to be told which rows run backward: call them inside `on_halves`.")
+            raise RuntimeError("two UNets need to be told which rows run backward: call them inside `Halves.rows`.")
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         inputs = (one.split(self._rows) for one in (sample, timesteps, encoder_hidden_states, added_time_ids))
         output = torch.cat([

@@ -11,7 +11,7 @@ from trfpp.trf.adapters import adapter_parameters, inject
 from trfpp.trf.attention import rotated_attention
 from trfpp.trf.base import load_component
 from trfpp.trf.fusion import reverse_time
-from trfpp.trf.halves import on_halves
+from trfpp.trf.halves import Halves
 from trfpp.trf.patch import inject_patch
 
 
@@ -136,7 +136,7 @@ def test_the_fused_loss_is_that_of_the_samplers_mixture(both):
 
 def test_the_total_mixes_denoising_and_fused_loss(patched, both):
     """Of two adapters the sum, so that without fusion each has the gradient it would have alone."""
-    with on_halves(patched, 2, 2):
+    with Halves(patched).rows(2, 2):
         estimate, _ = predict(patched, both, torch.float32)
     rows = weighted_error(estimate, both.latents, both.sigma)
     fused = fused_loss(*estimate.chunk(2), both.latents[:2], both.sigma[:2])
@@ -161,7 +161,7 @@ def test_alternating_gives_the_gradient_of_one_direction(patched, both, step):
     assert losses.backward.tolist() == [trained == "backward"] * 2
 
     patched.zero_grad()
-    with on_halves(patched, 2, 2):
+    with Halves(patched).rows(2, 2):
         estimate, _ = predict(patched, both, torch.float32)
         halves = list(estimate.chunk(2))
         rows = weighted_error(estimate, both.latents, both.sigma).chunk(2)[step].mean()
@@ -179,7 +179,7 @@ def test_rotated_backward_rows_are_trained_and_forward_rows_only_guide(patched, 
     assert losses.backward.all()
     assert losses.numbers.tolist() == [7, 8]
     assert losses.fused is None
-    with on_halves(patched, 2, 2), rotated_attention(patched, 2, 2):
+    with Halves(patched).rows(2, 2), rotated_attention(patched, 2, 2):
         rows = denoising_loss(patched, both)
     torch.testing.assert_close(losses.rows, rows[2:].detach())
     assert float(losses.total) == pytest.approx(float(rows[2:].mean()))

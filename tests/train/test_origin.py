@@ -16,7 +16,7 @@ from trfpp.train.origin import prepare_base
 from trfpp.train.principal import product
 from trfpp.trf.adapters import adapter_parameters, lora_layers
 from trfpp.trf.base import essential_config, fingerprint, load_component
-from trfpp.trf.halves import on_halves
+from trfpp.trf.halves import Halves
 from trfpp.trf.patch import PatchCard, inject_patch, load_patch, patch_files, save_patch, weight_files
 from trfpp.trf.variants import target_pattern
 
@@ -62,7 +62,7 @@ def output(unet):
     generator = torch.Generator().manual_seed(0)
     draws = [(2, 4, unet.config.in_channels, 8, 8), (2, 1, unet.config.cross_attention_dim)]
     latents, context = (torch.randn(shape, generator=generator) for shape in draws)
-    with on_halves(unet, 1, 1):
+    with Halves(unet).rows(1, 1):
         return unet(latents, torch.tensor(0.3), context, torch.tensor([[6.0, 127.0, 0.02]]).repeat(2, 1)).sample
 
 

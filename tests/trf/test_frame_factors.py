@@ -11,7 +11,7 @@ from trfpp.trf import adapters
 from trfpp.trf.attention import one_token_attention
 from trfpp.trf.base import load_component
 from trfpp.trf.frame_factors import factors_over, on_frames
-from trfpp.trf.halves import on_halves
+from trfpp.trf.halves import Halves
 from trfpp.trf.patch import load_patch
 from trfpp.trf.settings import SamplerSettings
 from trfpp.trf.variants import Kind
@@ -43,7 +43,7 @@ def every_layer(unet):
 
 def output(unet, rows, factors=None):
     """As the pipeline calls the UNet."""
-    with on_halves(unet, ROWS // 2, ROWS // 2), one_token_attention(unet):
+    with Halves(unet).rows(ROWS // 2, ROWS // 2), one_token_attention(unet):
         if factors is None:
             return unet(*rows).sample
         with on_frames(unet, factors):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trfpp.trf import adapters
 from trfpp.trf.base import load_component
 from trfpp.trf.fusing import fuse, unfuse
-from trfpp.trf.halves import on_halves
+from trfpp.trf.halves import Halves
 from trfpp.trf.patch import inject_patch, load_patch
 from trfpp.trf.quantization import quantize
 from trfpp.trf.variants import TARGET_PRESETS, Kind
@@ -50,7 +50,7 @@ def output(unet, rows, part=slice(None)):
 
 
 def halved(unet, rows):
-    with on_halves(unet, TWO, TWO):
+    with Halves(unet).rows(TWO, TWO):
         return output(unet, rows)
 
 
@@ -137,7 +137,7 @@ def test_each_adapter_gets_the_gradient_of_its_own_rows(unet, tiny_model, rows, 
     if checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
-    with on_halves(unet, TWO, TWO):
+    with Halves(unet).rows(TWO, TWO):
         output(unet, rows).square().mean().backward()
     for part, half in HALVES.items():
         own = adapters.adapter_parameters(apart[part], "it")
@@ -156,14 +156,14 @@ def test_nothing_stays_behind(unet, rows, make_patch):
 
     load_patch(unet, make_patch("even"), "even")
     before = output(unet, rows)
-    with on_halves(unet, TWO, TWO):
+    with Halves(unet).rows(TWO, TWO):
         assert replaced() == 0  # the same scale for both halves costs nothing
         assert torch.equal(output(unet, rows), before)
     load_patch(unet, make_patch("uneven", direction="backward"), "uneven")
-    with on_halves(unet, TWO, TWO):
+    with Halves(unet).rows(TWO, TWO):
         assert replaced() == 40
     assert replaced() == 0
-    with pytest.raises(RuntimeError, match="expected input"), on_halves(unet, TWO, TWO):
+    with pytest.raises(RuntimeError, match="expected input"), Halves(unet).rows(TWO, TWO):
         output(unet, [rows[0][:, :, :3], *rows[1:]])  # channels that the model has not
     assert replaced() == 0
     assert adapters.active_scales(copy.deepcopy(unet)) == {"even": 1.0, "uneven": (0.0, 1.0)}
@@ -212,7 +212,7 @@ def test_a_half_precision_layer_keeps_its_width(tiny_model, make_patch, directio
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     usual = layer(x)  # PEFT's own way, in float32
     before = layer.get_base_layer()(x)
-    with on_halves(unet, TWO, TWO), Widest() as widest:
+    with Halves(unet).rows(TWO, TWO), Widest() as widest:
         shown = layer(x)
     assert shown.dtype == torch.bfloat16
     assert widest.elements < shown.numel()
@@ -234,7 +234,7 @@ def test_a_fused_pair_gives_each_half_weights_of_its_own(unet, rows, targets, ki
     assert adapters.active_scales(unet) == {"default/forward": (1, 0), "default/backward": (0, 1)}
     assert relative(halved(unet, rows), live) < 1e-5
     for part, sizes in {"forward": (2 * TWO, 0), "backward": (0, 2 * TWO)}.items():  # all rows one way
-        with on_halves(unet, *sizes):
+        with Halves(unet).rows(*sizes):
             assert relative(output(unet, rows)[HALVES[part]], live[HALVES[part]]) < 1e-5
     with pytest.raises(ValueError, match="unfuse_patches"):
         adapters.set_scales(unet, {"default/forward": 1.0})
@@ -357,8 +357,8 @@ def test_a_scale_is_a_number_or_a_pair(unet, make_patch, scale):
 def test_batches_cut_apart_are_refused(unet, rows, make_patch):
     load_patch(unet, make_patch(direction="backward"))
     unet.enable_forward_chunking(dim=0)
-    with pytest.raises(ValueError, match="call it with dim=1"), on_halves(unet, TWO, TWO):
+    with pytest.raises(ValueError, match="call it with dim=1"), Halves(unet).rows(TWO, TWO):
         pass
     unet.enable_forward_chunking(dim=1)
-    with on_halves(unet, TWO, TWO):
+    with Halves(unet).rows(TWO, TWO):
         pass

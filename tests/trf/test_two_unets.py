@@ -1,4 +1,4 @@
-"""Two UNets as one: every row as the UNet of its direction gives it, told by `on_halves`; the pipeline loads a folder of two."""
+"""Two UNets as one: every row as the UNet of its direction gives it, told by `Halves.rows`; the pipeline loads a folder of two."""
 
 import PIL.Image
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from trfpp import TimeReversalFusionPipeline
 from trfpp.trf.base import load_component
-from trfpp.trf.halves import on_halves
+from trfpp.trf.halves import Halves
 from trfpp.trf.two_unets import BACKWARD_FOLDER, TwoUNets
 
 FORWARD, BACKWARD = slice(0, 1), slice(1, 4)
@@ -39,7 +39,7 @@ def test_one_call_equals_two(unets, rows, timestep):
     if timestep == "of all":
         rows[1] = torch.tensor(0.7)
     both = TwoUNets(*unets)
-    with on_halves(both, 1, 3):
+    with Halves(both).rows(1, 3):
         together = both(*rows).sample
         assert torch.equal(both(*rows, return_dict=False)[0], together)
     for unet, chosen in zip(unets, (FORWARD, BACKWARD)):
@@ -51,15 +51,15 @@ def test_one_call_equals_two(unets, rows, timestep):
 @torch.no_grad()
 def test_rows_of_one_direction_need_one_unet(unets, rows):
     both = TwoUNets(*unets)
-    with on_halves(both, 0, 4):
+    with Halves(both).rows(0, 4):
         assert torch.equal(both(*rows).sample, unets[1](*rows).sample)
 
 
 def test_it_must_be_told_the_rows(unets, rows):
     both = TwoUNets(*unets)
-    with on_halves(both, 1, 3):
+    with Halves(both).rows(1, 3):
         pass
-    with pytest.raises(RuntimeError, match="inside `on_halves`"):
+    with pytest.raises(RuntimeError, match=r"inside `Halves\.rows`"):
         both(*rows)
 
 
