@@ -46,14 +46,15 @@ def outdated(output: Path, runs: Iterable[Run]) -> Collection[str]:
     return {run.name for run in runs if latest.get(run.name, {}).get("digest", run.digest) != run.digest}
 
 
-def expected(output: Path, runs: Iterable[Run]) -> float:
-    """Seconds that runs will take, from what runs of their kind took so far."""
+def expected(output: Path, runs: Iterable[Run], jobs: int = 1) -> float:
+    """Seconds that runs will take, so many of them at a time, from what runs of their kind took so far."""
     done, taken = {line["name"]: line for line in read_log(output) if "digest" in line}, seconds_taken(output)
     took: dict[str, list[tuple[float, float]]] = {}
     for name, line in done.items():
         took.setdefault(line["kind"], []).append((taken[name], line["expected"]))
     slower = {kind: sum(s for s, _ in both) / sum(e for _, e in both) for kind, both in took.items()}
-    return sum(run.seconds * slower.get(run.kind, 1.0) for run in runs)
+    each = [run.seconds * slower.get(run.kind, 1.0) for run in runs]
+    return max(sum(each) / jobs, max(each, default=0.0))
 
 
 def duration(seconds: float) -> str:

@@ -42,7 +42,7 @@ def study(config: StudyConfig) -> None:
         while todo or jobs.running():
             late = config.hours is not None and time.monotonic() - began >= config.hours * 3600
             while not late and jobs.free() and (run := _ready(todo, done)):
-                left = duration(expected(config.output, todo))
+                left = duration(expected(config.output, todo, config.jobs))
                 todo.remove(run)
                 about = duration(expected(config.output, [run]))
                 print(f"\n[{total - len(todo)}/{total}] {run.name}: about {about}; {left} to go")
@@ -104,7 +104,7 @@ def listing(config: StudyConfig) -> str:
 
 def _summary(config: StudyConfig, runs: Sized, done: Sized, todo: Collection[Run]) -> str:
     """The rest of the runs is not needed: what was made of them is done."""
-    about = duration(expected(config.output, todo))
+    about = duration(expected(config.output, todo, config.jobs))
     return f"{len(runs)} runs, {len(done)} of them done, {len(todo)} to do; about {about} to go."
 
 

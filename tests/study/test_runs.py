@@ -180,6 +180,15 @@ def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypat
     assert line.keys() == {"name", "kind", "seconds", "expected"}
 
 
+def test_jobs_share_the_time_but_for_the_longest_run(finished, tmp_path):
+    run = next(iter(make_plan(finished).runs.values()))
+    runs = [replace(run, seconds=seconds) for seconds in (10.0, 20.0, 60.0)]
+    assert [expected(tmp_path, runs, jobs) for jobs in (1, 2)] == [90.0, 60.0]
+    assert expected(tmp_path, runs[:2], 2) == 20.0
+    assert expected(tmp_path, [*runs, runs[2]], 2) == 75.0
+    assert expected(tmp_path, [], 2) == 0.0
+
+
 def test_all_goes_of_a_run_count(finished, tmp_path):
     """As when it was interrupted, or when all that was left to do was its summary."""
     runs = list(make_plan(finished).runs.values())
