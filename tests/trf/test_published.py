@@ -87,8 +87,9 @@ def as_its_authors(heeding, monkeypatch):
     return make
 
 
-def test_gi_is_its_authors_to_rounding(heeding):
-    ours, theirs, _ = run(heeding, "gi")
+@pytest.mark.parametrize("sampler", ["trf-reference", "gi"])
+def test_it_is_its_authors_to_rounding(heeding, sampler):
+    ours, theirs, _ = run(heeding, sampler)
     assert relative(ours, theirs) <= TOLERANCE
 
 
@@ -100,8 +101,9 @@ def test_the_others_are_but_for_what_the_documents_name(as_its_authors, sampler)
     assert relative(ours[:, 1:-1], theirs[:, 1:-1]) <= TOLERANCE
 
 
+@pytest.mark.parametrize("sampler", ["trf-reference", "gi"])
 @pytest.mark.parametrize("changes", [{"fps": 12}, {"motion_bucket_id": 20}, {"noise_aug_strength": 0.2}])
-def test_the_model_heeds_what_it_is_told(heeding, changes):
+def test_the_model_heeds_what_it_is_told(heeding, sampler, changes):
     """Else these recordings would say nothing of it."""
-    ours, theirs, _ = run(heeding, "gi", **changes)
+    ours, theirs, _ = run(heeding, sampler, **changes)
     assert relative(ours, theirs) > 100 * TOLERANCE
