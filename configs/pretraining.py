@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .schema import Fraction, Positive, Settings
 
@@ -98,10 +98,10 @@ class PretrainConfig(Settings):
     """Folder of the run: films, checkpoints, curves, and the model. Run the same command again to resume."""
     seed: int = 0
     """Of the films, the weights and every draw."""
-    num_frames: Annotated[int, Field(ge=2)] = 12
+    num_frames: Annotated[int, Field(ge=4)] = 12
     """Frames of a film."""
-    size: Positive = 64
-    """Height and width, pixels."""
+    size: Annotated[int, Field(ge=16, multiple_of=2)] = 64
+    """Height and width, pixels; a multiple of what the levels of the autoencoder halve it by."""
     varied_films: Positive = 4096
     """Films of all worlds, for autoencoder and image encoder."""
     base_films: Positive = 16384
@@ -128,3 +128,10 @@ class PretrainConfig(Settings):
     """Processes that render films; one a processor by default."""
     device: str | None = None
     """Such as cuda, cuda:1, mps, cpu; the best there is by default."""
+
+    @model_validator(mode="after")
+    def _size_can_be_halved(self) -> PretrainConfig:
+        factor = 2 ** (len(self.autoencoder.block_out_channels) - 1)
+        if self.size % factor:
+            raise ValueError(f"size={self.size}: the autoencoder's levels need a multiple of {factor}")
+        return self

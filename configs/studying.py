@@ -144,8 +144,22 @@ class StudyConfig(Settings):
     dry_run: bool = False
     """Print the runs with what they need and cost, and stop."""
 
+    def worlds_of(self, part: Variants | Longer | Sweeps | Sampling) -> list[Domain]:
+        """The domains of a part that are among the study's."""
+        return [world for world in part.worlds if world in self.worlds]
+
     @model_validator(mode="after")
-    def _nothing_measured(self) -> StudyConfig:
+    def _can_be_compared(self) -> StudyConfig:
         if self.sampler.measured:
             raise ValueError(f"sampler.{self.sampler.measured[0]}=auto: bases and baselines have no calibration")
+        objective = self.patch.objective
+        if objective.fusion or objective.alternate_directions or objective.rotated_attention:
+            raise ValueError(
+                "patch.objective is for forward patches too, and fusion, alternate_directions and rotated_attention "
+                "are not; variants.worlds has a pair trained for its fusion, and one with rotated attention"
+            )
+        if self.patch.lora.init != "plain":
+            raise ValueError(
+                f"patch.lora.init={self.patch.lora.init}: the pair trained longer starts from the pair; leave it out"
+            )
         return self

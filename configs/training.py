@@ -232,10 +232,10 @@ class TrainConfig(OnModel):
             raise ValueError(
                 "optim.name=adamw_schedulefree averages the weights itself; optim.schedule must be constant and ema 0"
             )
-        if optim.name == "adamw_schedulefree" and objective.alternate_directions:
+        if optim.name in ("prodigy", "adamw_schedulefree") and objective.alternate_directions:
             raise ValueError(
-                "optim.name=adamw_schedulefree counts steps that objective.alternate_directions gives to the other "
-                "adapter; leave one out"
+                f"optim.name={optim.name} counts steps that objective.alternate_directions gives to the other adapter; "
+                "leave one out"
             )
         return self
 

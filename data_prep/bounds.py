@@ -131,7 +131,11 @@ def read_manifest(path: Path) -> list[Pair]:
     pairs: list[Pair] = []
     wrong: list[str] = []
     first_line: dict[str, int] = {}
-    for number, (line, cells) in enumerate(_rows(path), start=1):
+    try:
+        rows = list(_rows(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8; save it as such (in a spreadsheet: CSV UTF-8).") from None
+    for number, (line, cells) in enumerate(rows, start=1):
         try:
             pair = _pair(cells, path.parent, f"pair{number:05d}")
             # Case does not tell files apart everywhere.

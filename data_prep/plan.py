@@ -57,8 +57,8 @@ class ClipSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
-        if not self.lengths or min(self.lengths) < 2:
-            raise ValueError(f"num_frames={self.num_frames}: a clip needs at least 2 frames.")
+        if not self.lengths or min(self.lengths) < 3:
+            raise ValueError(f"num_frames={self.num_frames}: a clip needs at least 3 frames, one between two bounds.")
         if not self.all_sizes:
             raise ValueError("sizes=[]: give at least one, or leave it out.")
         if self.max_clips_per_video is not None and self.max_clips_per_video < 1:
@@ -147,8 +147,9 @@ def plan(source: Path, *, progress: bool = True, **settings: Any) -> Plan:
     owed = 0.0
     with tqdm(found, desc="looking", unit="file", disable=None if progress else True) as bar:
         for path in bar:
-            video = open_video(path, wanted.sequence_fps)
+            name, video = name_in(source, path), open_video(path, wanted.sequence_fps)
             try:
+                _check_name(path)
                 chosen, reason = _plan_video(video, wanted)
                 width, height = video.size
                 size = nearest_size(Size(height, width), wanted.all_sizes, wanted.fit)
@@ -158,7 +159,7 @@ def plan(source: Path, *, progress: bool = True, **settings: Any) -> Plan:
             owed += wanted.holdout * len(chosen)
             held = min(int(owed + 0.5), ceil(wanted.holdout * len(chosen)))
             owed -= held
-            planned.append(PlannedVideo(name_in(source, path), video, assign_splits(chosen, held), size, reason))
+            planned.append(PlannedVideo(name, video, assign_splits(chosen, held), size, reason))
             clips = sum(len(one.windows) for one in planned)
             bar.set_postfix(clips=clips, skipped=sum(not one.windows for one in planned))
     return Plan(wanted, planned)
@@ -166,9 +167,20 @@ def plan(source: Path, *, progress: bool = True, **settings: Any) -> Plan:
 
 def name_in(source: Path, path: Path) -> str:
     """How a video found at or under `source` is called in datasets and reports."""
-    if path == source:
-        return path.name
-    return path.relative_to(source).as_posix()
+    name = path.name if path == source else path.relative_to(source).as_posix()
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _check_name(path: Path) -> None:
+    """Decoders and datasets take text.
+
+    Raises:
+        UnreadableVideo: for a path that is none.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UnreadableVideo("its path is not UTF-8; rename it.") from None
 
 
 def assign_splits(chosen: list[Window], held: int) -> list[tuple[Window, Split]]:

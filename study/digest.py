@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..configs.schema import Settings
+from ..trf.miniature import MINIATURE
 
 FREE = {
     "batch", "checkpoint", "domain", "dry_run", "log_every", "loader_workers", "num_processes", "overwrite", "wandb",
@@ -27,7 +28,8 @@ def deciding(settings: Settings, folder: Path) -> str:
     values, folder = settings.model_dump(exclude=FREE, exclude_defaults=True), folder.resolve()
     if "model" in values:  # a folder, also one of the study's that is deleted by now, or a name
         model = Path(values["model"]).expanduser()
-        values["model"] = model if model.is_dir() or model.resolve().is_relative_to(folder) else values["model"]
+        if values["model"] != MINIATURE and (model.is_dir() or model.resolve().is_relative_to(folder)):
+            values["model"] = model
     return json.dumps(values, default=lambda path: _seen_from(folder, path.resolve()), sort_keys=True)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,27 @@ LOG_FILE = "study.jsonl"
 def read_log(output: Path) -> list[dict[str, Any]]:
     """All lines, oldest first: `name`, `kind`, `seconds`, `expected` seconds, and `digest` once it is done, or `error`.
 
-    A run that was interrupted has neither.
+    A run that was interrupted has neither. A line that was cut off as it was written, by a full disk or a kill, is left
+    out.
     """
     file = output / LOG_FILE
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def add_line(output: Path, run: Run, seconds: float, **became: str) -> None:
     """Write down what became of a run: its `digest`, or an `error`, or nothing."""
     line = {"name": run.name, "kind": run.kind, "seconds": round(seconds, 2), "expected": round(run.seconds, 2)}
     output.mkdir(parents=True, exist_ok=True)
-    with (output / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line | became) + "\n")
+    with (output / LOG_FILE).open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # the last line was cut off
+                file.write(b"\n")
+        file.write(json.dumps(line | became).encode() + b"\n")
 
 
 def seconds_taken(output: Path) -> dict[str, float]:

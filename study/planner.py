@@ -46,10 +46,10 @@ def make_plan(config: StudyConfig) -> Plan:
     for world in config.worlds:
         for method in ("forward_half", "forward_both", "either"):
             planner.method(world, method)
-    for world in config.longer.worlds:
+    for world in config.worlds_of(config.longer):
         planner.method(world, "long")
     planner.sampling()
-    for world in config.variants.worlds:
+    for world in config.worlds_of(config.variants):
         for variant in ("fused", "rotated"):
             planner.method(world, variant)
     if config.forgetting:
@@ -57,12 +57,12 @@ def make_plan(config: StudyConfig) -> Plan:
             planner.method("base", method)
         for world in config.worlds:
             planner.measure("base", world, patch=planner.patch(world, MAIN))
-        for world in config.longer.worlds:
+        for world in config.worlds_of(config.longer):
             planner.measure("base", f"{world}-long", patch=planner.patch(world, "long"))
     if config.full is not None:
         for world in config.worlds:
             planner.method(world, "full")
-    for world in config.sweeps.worlds:
+    for world in config.worlds_of(config.sweeps):
         planner.sweeps(world)
     return planner.plan
 
@@ -74,11 +74,13 @@ class Planner:
         self.config = config
         self.plan = Plan()
 
-    def add(self, name: str, kind: Kind, settings: Any, seconds: float, needs: Iterable[str] = ()) -> str:
-        """A run; one that is there already must be the same."""
+    def add(
+        self, name: str, kind: Kind, settings: Any, seconds: float, needs: Iterable[str] = (), also: Iterable[str] = ()
+    ) -> str:
+        """A run; one that is there already must be the same. It reads `also`, of which its `needs` were made."""
         needs = tuple(needs)
         rests_on = digest(settings, self.config.output, [self.plan.runs[need].digest for need in needs])
-        run = Run(name=name, kind=kind, settings=settings, needs=needs, digest=rests_on, seconds=seconds)
+        run = Run(name=name, kind=kind, settings=settings, needs=(*needs, *also), digest=rests_on, seconds=seconds)
         assert self.plan.runs.setdefault(name, run) == run
         return name
 
@@ -116,9 +118,11 @@ class Planner:
 
     def pairs(self, world: str) -> str:
         """The held-out pairs of a world."""
-        count = self.config.pairs
-        films = self.films(world, "held", count, HELD_OUT_FROM)
-        return self.dataset(f"{world}/pairs", films, count, holdout=1)
+        return self.dataset(f"{world}/pairs", self.held(world), self.config.pairs, holdout=1)
+
+    def held(self, world: str) -> str:
+        """The films of the held-out pairs, with what is true of them."""
+        return self.films(world, "held", self.config.pairs, HELD_OUT_FROM)
 
     # Trainings
 
@@ -203,17 +207,17 @@ class Planner:
         maker: Maker = "baseline" if settings.baseline else "reconstruct" if settings.reconstruct else "sample"
         seconds = of_evaluation(settings.pairs or config.pairs, maker, settings.sampler)
         uses = [one for one in (data, patch, manifest, *needs) if one]
-        return self.add(f"eval/{world}-{name}", "evaluate", settings, seconds, uses)
+        return self.add(f"eval/{world}-{name}", "evaluate", settings, seconds, uses, also=[self.held(world)])
 
     # Ways of sampling
 
     def sampling(self) -> None:
         """Every way on the base and on the pair, in the order of the samplers: the costly ones come last."""
-        config = self.config.sampling
+        config, longer = self.config, self.config.worlds_of(self.config.longer)
         found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        for sampler in config.samplers:
-            for world in config.worlds:
-                for method in ("base", "long" if world in self.config.longer.worlds else MAIN):
+        for sampler in config.sampling.samplers:
+            for world in config.worlds_of(config.sampling):
+                for method in ("base", "long" if world in longer else MAIN):
                     found.setdefault((world, method), []).append((sampler, self._sampled(world, method, sampler)))
         self.plan.sampled += [
             Sampled(world=world, method=method, ways=tuple(ways)) for (world, method), ways in found.items()

@@ -75,7 +75,7 @@ def _head(config: StudyConfig, results: Results) -> str:
         f"{config.pairs} held-out pairs a domain",
         f"patches: {patch.steps} steps of {patch.batch_size} clips, {patch.lora.targets}, rank {patch.lora.rank}, "
         f"learning rate {patch.optim.lr:g}",
-        *([_trained_on(config)] if config.longer.worlds else []),
+        *([_trained_on(config)] if config.worlds_of(config.longer) else []),
         *([f"full fine-tune: {config.full.steps} steps, rate {config.full.optim.lr:g}"] if config.full else []),
         "sampler: " + ", ".join(f"{name} {value}" for name, value in sampler.items()),
     ]
@@ -84,9 +84,9 @@ def _head(config: StudyConfig, results: Results) -> str:
 
 
 def _trained_on(config: StudyConfig) -> str:
-    longer = config.longer
+    longer, worlds = config.longer, ", ".join(config.worlds_of(config.longer))
     return (
-        f"{METHODS['long']} ({', '.join(longer.worlds)}): {longer.steps:,} steps more, on {longer.films:,} films, "
+        f"{METHODS['long']} ({worlds}): {longer.steps:,} steps more, on {longer.films:,} films, "
         f"{longer.fusion:.0%} of the loss for the fusion"
     )
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sized
+from contextlib import nullcontext
 
 import yaml
 
 from ..configs.studying import StudyConfig
+from ..trf.sole import sole
 from .jobs import make_jobs
 from .log import duration, expected
-from .plan import Run
+from .plan import Plan, Run
 from .planner import make_plan
 from .report import write_report
 from .work import done_in
@@ -26,11 +28,18 @@ def study(config: StudyConfig) -> None:
     A run that fails does not keep the rest from going on, but for those that need it.
 
     Raises:
-        ValueError: for a pattern that names no run; at the end, if runs failed, with their reasons.
+        ValueError: for a pattern that names no run, or if another process is at the study; at the end, if runs failed,
+            with their reasons.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; run the same command again to go on.
     """
     plan = make_plan(config)
     runs = plan.chosen(config.only)
+    # A report can be written while another process is at the runs.
+    with sole(config.output) if config.hours != 0 else nullcontext():
+        _do(config, plan, runs)
+
+
+def _do(config: StudyConfig, plan: Plan, runs: list[Run]) -> None:
     _keep(config)
     done = done_in(config.output, runs)
     todo = plan.missing(config.only, done)

@@ -185,6 +185,7 @@ def cluster(tmp_path):
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "here",
+        "SLURM_CPUS_PER_TASK": "8",
         "CLUSTER": str(tmp_path),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
@@ -206,7 +207,7 @@ def test_which_slurm_jobs_are_queued_again(cluster, tmp_path, told, preempted, e
     python = tmp_path / "bin" / "python"
     python.write_text("""#!/usr/bin/env bash
 trap 'sleep 0.5; touch "$CLUSTER/saved-$RANK"; sleep 0.3; exit $ENDING' TERM
-touch "$CLUSTER/running-$RANK"
+[ "$SRUN_CPUS_PER_TASK" = 8 ] && touch "$CLUSTER/running-$RANK"
 while true; do sleep 0.1; done
 """)
     python.chmod(0o755)

@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -36,10 +36,15 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         _share(beside)
+        for one in (beside, *beside.rglob("*")):
+            _settle(one)
         if path.is_dir():
             os.rename(path, old)
         os.replace(beside, path)
+        _settle(path.parent)
     finally:
+        if old.is_dir() and not path.exists():  # interrupted between the two
+            os.rename(old, path)
         remove(beside)
         remove(old)
 
@@ -49,6 +54,17 @@ def _share(path: Path) -> None:
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file() and file.stat().st_mode & 0o777 == 0o600:
             file.chmod(0o666 & ~_UMASK)
+
+
+def _settle(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk: after a power failure a name may be there without it."""
+    folder = path.is_dir()
+    with suppress(OSError) if folder else nullcontext():  # not every system does so with folders
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove(path: Path) -> None:

@@ -131,6 +131,12 @@ def test_all_bad_rows_are_named_at_once(folder):
     assert [line.split(":")[0] for line in str(raised.value).splitlines()[1:]] == ["  line 3", "  line 4", "  line 5"]
 
 
+def test_a_table_in_another_encoding_is_named(folder):
+    (folder / "pairs.csv").write_bytes("start,end\ncafé.png,b.png\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"pairs\.csv: not UTF-8"):
+        read_manifest(folder / "pairs.csv")
+
+
 def test_no_manifest_and_no_pairs(folder):
     with pytest.raises(ValueError, match="no such manifest"):
         read_manifest(folder / "none.csv")

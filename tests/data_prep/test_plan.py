@@ -1,5 +1,9 @@
 """What would be cut: which clips are held out, how many of a source are kept, and what a dry run says."""
 
+import os
+import shutil
+import sys
+
 import pytest
 
 from trfpp.data_prep.clips import Window
@@ -100,6 +104,15 @@ def test_every_source_finds_its_bucket(both_ways):
 def test_too_short_for_the_shortest_is_the_reason(both_ways):
     found = plan(both_ways / "short.mp4", progress=False, fps=10, num_frames=[40, 9])
     assert "9 frames at 10 fps last 0.80 s" in found.videos[0].reason
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_name_that_is_no_text_is_the_reason(footage, tmp_path):
+    footage.encode(tmp_path / "good.mp4", footage.numbered(12, 32, 32))
+    shutil.copy(tmp_path / "good.mp4", os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    said = str(plan(tmp_path, progress=False, **SMALL)).splitlines()
+    assert r"caf\udce9.mp4: skipped: its path is not UTF-8; rename it." in said
+    assert any(line.startswith("good.mp4: 1 clip") for line in said)
 
 
 def test_nothing_to_look_at(tmp_path):

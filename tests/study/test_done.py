@@ -83,6 +83,8 @@ def test_a_digest_is_of_what_decides_the_results(settings, tmp_path, monkeypatch
         return {name for name in usual.keys() & now.keys() if now[name] != usual[name]}
 
     assert changed(output="out") == changed(output=tmp_path / "elsewhere" / "other") == set()
+    (tmp_path / "miniature").mkdir()  # a folder of that name is not the model
+    assert changed() == set()
     assert changed("batch=3", "jobs=2", "sheets=0", "hours=1") == set()
     assert changed("seed=5") == changed("num_frames=5") == changed("size=64") == usual.keys()
     of_long = {f"eval/{name}" for name in ("loop-long", "loop-trf++-long", "loop-vibid-long", "base-loop-long")}

@@ -195,6 +195,32 @@ def test_parts_can_be_left_out(settings, tmp_path):
     }
 
 
+def test_a_part_is_for_the_studys_domains(settings, tmp_path):
+    plan = make_plan(settings("full", tmp_path, "worlds=[loop]", "longer.worlds=[linear,loop]"))
+    assert {name.split("/")[0] for name in plan.runs} == {"loop", "base", "runs", "eval"}
+    assert {name.split("/")[1].split("-")[0] for name in plan.runs if name.startswith("runs/")} == {"loop"}
+    assert "runs/loop-long" in plan.runs
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("patch.objective.fusion=0.5", "variants.worlds has a pair trained for its fusion"),
+        ("patch.objective.alternate_directions=true", "is for forward patches too"),
+        ("patch.lora.init=pissa", "starts from the pair"),
+    ],
+)
+def test_patches_that_cannot_be_compared_are_refused(settings, tmp_path, setting, reason):
+    with pytest.raises(ValueError, match=reason):
+        settings("full", tmp_path, setting)
+
+
+def test_the_truth_is_there_for_what_is_held_against_it(plan):
+    """Though the films may be gone, of which the pairs were made."""
+    done = [name for name in plan.runs if name.endswith("/pairs") or name.startswith("runs/")]
+    assert "linear/held" in [run.name for run in plan.missing(["eval/linear-base"], done)]
+
+
 def test_guidance_costs_as_much_again_where_it_is_done(config):
     def cost(maker, **changes):
         sampler = config.sampler.model_copy(update=changes)

@@ -180,6 +180,16 @@ def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypat
     assert line.keys() == {"name", "kind", "seconds", "expected"}
 
 
+def test_a_line_cut_off_by_a_full_disk_is_left_out(finished, tmp_path):
+    one, other = list(make_plan(finished).runs.values())[:2]
+    add_line(tmp_path, one, 1.0)
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write('{"name": "runs/li')
+    assert [line["name"] for line in read_log(tmp_path)] == [one.name]
+    add_line(tmp_path, other, 2.0)
+    assert [line["name"] for line in read_log(tmp_path)] == [one.name, other.name]
+
+
 def test_jobs_share_the_time_but_for_the_longest_run(finished, tmp_path):
     run = next(iter(make_plan(finished).runs.values()))
     runs = [replace(run, seconds=seconds) for seconds in (10.0, 20.0, 60.0)]
@@ -301,7 +311,7 @@ def test_no_run_starts_after_the_budget(settings, do, tmp_path, capsys):
 def test_the_list_says_what_runs_need_and_cost(settings, tmp_path):
     text = listing(settings("full", tmp_path / "out"))
     line = next(line for line in text.splitlines() if line.startswith("eval/views-pair "))
-    assert line.endswith("needs views/pairs, runs/views-pair")
+    assert line.endswith("needs views/pairs, runs/views-pair, views/held")
     assert " min " in line
     assert re.search(r"(\d+) runs, 0 of them done, \1 to do; about ", text)
     assert not (tmp_path / "out").exists()

@@ -139,7 +139,15 @@ def test_trains_saves_reloads_and_resumes(name, config, train_here, tmp_path):
                 "direction": "both",
                 "objective": {"alternate_directions": True},
             },
-            "counts steps that objective.alternate_directions gives to the other",
+            "adamw_schedulefree counts steps that objective.alternate_directions gives to the other",
+        ),
+        (
+            {
+                "optim": {"name": "prodigy", "lr": 1.0},
+                "direction": "both",
+                "objective": {"alternate_directions": True},
+            },
+            "prodigy counts steps that objective.alternate_directions gives to the other",
         ),
         (
             {"lora": {"init": "pissa"}, "sampler": {"patch_frames": [(0.0, 0.0), (1.0, 1.0)]}},

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,41 @@ def test_an_interrupted_output_leaves_the_old_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_was_moved_aside_comes_back(tmp_path, monkeypatch):
+    """However short the time between the two renames is, a signal may come in it."""
+
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    def replace():
+        with replacing(tmp_path / "patch") as beside:
+            beside.mkdir()
+            (beside / "new").touch()
+
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "old").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            replace()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["patch", "patch/old"]
+    replace()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["patch", "patch/new"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names are found by Linux's handles")
+def test_what_is_in_it_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("renamed") or rename(*paths))
+    with replacing(tmp_path / "patch") as beside:
+        (beside / "forward").mkdir(parents=True)
+        (beside / "forward" / "weights").write_text("all")
+    names = [beside.name, "forward", "weights"]
+    assert done == [*names, "renamed", tmp_path.name]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
