@@ -237,7 +237,7 @@ class InferConfig(SamplingConfig):
     save_frames: bool = True
     """Write PNG frames beside the video."""
     overwrite: bool = False
-    """Generate again what is there."""
+    """Generate again what is there: in one go, by one process."""
     dry_run: bool = False
     """Print the resolved plan and stop."""
 

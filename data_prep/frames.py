@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..trf.images import as_rgb
+
 FitMode = Literal["crop", "pad"]
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Load an image as 8-bit RGB, upright by its EXIF orientation.
-
-    16-bit images keep their high byte; transparent ones are laid on black, as `fit` pads with.
+    """Load an image as 8-bit RGB, upright by its EXIF orientation; see `images.as_rgb`.
 
     Raises:
         ValueError: if the file is missing or no readable image.
@@ -27,12 +27,7 @@ def load_image(path: str | Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable image ({error})"
         raise ValueError(f"{path}: {reason}; give a PNG or JPEG file.") from None
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("RGB")
+    return as_rgb(image)
 
 
 def fit_image(image: Image.Image, height: int, width: int, mode: FitMode = "crop") -> Image.Image:

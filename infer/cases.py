@@ -73,20 +73,25 @@ def cases_of(config: EvaluateConfig) -> list[Case]:
     manifest = manifest_of(config)
     pipe = None if config.baseline else outline_of(config)
     told = {name: value for name, value in config.sampler.model_dump().items() if value is not None}
+    # Of images that cannot be read nothing is measured; that they cannot be is told when it is their turn.
+    given = config.sampler.model_copy(update=dict.fromkeys(config.sampler.measured))
+    unmeasured = config.model_copy(update={"sampler": given})
     cases = []
     for pair in read_manifest(manifest)[: config.pairs]:
         if pair.truth is None:
             raise ValueError(f"{manifest}: pair {pair.id} has no truth to measure against.")
         truth = _true_frames(pair)
         if pipe is None:
-            first = load_image(truth[0])
-            native = {"height": first.height, "width": first.width, "num_frames": len(truth)}
+            native = _size(truth[0]) | {"num_frames": len(truth)}
             own = {name: getattr(pair, name) for name in PAIR_SETTINGS if getattr(pair, name) is not None}
             settings, _ = resolve({**own, **told}, {}, native)
         else:
             # Of a loop the last frame is not shown, so nothing may be measured of it.
-            settings, _ = settings_of(config, pipe, replace(pair, end=pair.start) if config.loop else pair)
+            seen = replace(pair, end=pair.start) if config.loop else pair
+            blind = config.sampler.measured and not _can_be_seen(seen)
+            settings, _ = settings_of(unmeasured if blind else config, pipe, seen)
             pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
+            pipe.check_directions(settings, low_memory=config.low_memory)
         if settings.num_frames != len(truth):
             raise ValueError(
                 f"pair {pair.id}: {settings.num_frames} frames would be made, but its truth has {len(truth)}; "
@@ -95,6 +100,24 @@ def cases_of(config: EvaluateConfig) -> list[Case]:
         seed = derived_seed(config.seed, pair.id) if pair.seed is None else pair.seed
         cases.append(Case(pair=pair, settings=settings, seed=seed))
     return cases
+
+
+def _can_be_seen(pair: Pair) -> bool:
+    try:
+        for image in (pair.start, pair.end):
+            load_image(image)
+    except ValueError:
+        return False
+    return True
+
+
+def _size(image: Path) -> dict[str, int]:
+    """Height and width of an image that can be read."""
+    try:
+        loaded = load_image(image)
+    except ValueError:
+        return {}
+    return {"height": loaded.height, "width": loaded.width}
 
 
 def films_of(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, FilmTruth]:

@@ -82,7 +82,8 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     maker = maker_of(config) if todo else None
     if not rows:
         begin(config.output, recipe)
-    whole = (config.output / SHEET_FILE).is_file()
+    # What was made before an interruption is not kept: the sheet is of this go, if that has more to show.
+    whole = (config.output / SHEET_FILE).is_file() and len(rows) >= min(SHEET_PAIRS, len(todo))
     sheet: list[tuple[np.ndarray, np.ndarray]] = []
     failures: dict[str, str] = {}
 

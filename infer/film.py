@@ -26,7 +26,7 @@ from .record import (
     recipe,
     versions,
 )
-from .results import finite_frames, make_folder, write_into
+from .results import finite_frames, is_unfinished, make_folder, write_into
 
 if TYPE_CHECKING:
     from ..configs.schema import FilmConfig
@@ -49,8 +49,9 @@ def film(config: FilmConfig) -> bool:
     made_with = recipe(config, images, settings, config.seed, [patch_sha256(folder) for folder in config.patches])
     made_with["config"] |= {"times": list(course.times), "closed": course.closed, "frames": course.frames}
     there = _is_film(config.output)
+    ours = there or is_unfinished(config.output)
     # What is hidden may be left of a film whose process was killed, and stays if not.
-    others = config.output.iterdir() if config.output.is_dir() and not there else ()
+    others = config.output.iterdir() if config.output.is_dir() and not ours else ()
     if any(not other.name.startswith(".") for other in others):
         raise ValueError(f"output={str(config.output)!r}: something else than a film is there; choose another folder.")
     if there and not config.overwrite:
@@ -107,7 +108,8 @@ def plan(config: FilmConfig) -> str:
         lines.append(
             f"pass {number}: {level.frames} frames through {len(level.times)}, at {told_fps(settings, level):.3g} fps"
         )
-    length = min(settings.num_frames, course.frames + course.closed)
+    # An open film that is shorter than a window is the middle of one.
+    length = min(settings.num_frames, course.frames + 1) if course.closed else settings.num_frames
     kind = "closed film" if course.closed else "film"
     lines.append(f"{kind} of {course.frames} frames: {course.unet_calls(settings)} UNet calls of {length} frames")
     return "\n".join(lines)

@@ -217,6 +217,7 @@ def _jobs(config: InferConfig, pipe: TimeReversalFusionPipeline, pairs: Sequence
     for pair in pairs:
         settings, sources = settings_of(config, pipe, pair)
         pipe.latent_shape(settings, 1)  # refuses sizes that the VAE cannot make
+        pipe.check_directions(settings, low_memory=config.low_memory)
         folder = config.output / pair.id
         there, made_at = folder.exists(), written_at(folder)  # in this order: another process may be writing it
         if there and made_at is None:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from ..trf.base import empty_unet, load_config
 from ..trf.compiling import compile_blocks
 from ..trf.pipeline import TimeReversalFusionPipeline
-from ..trf.two_unets import BACKWARD_FOLDER
+from ..trf.two_unets import BACKWARD_FOLDER, TwoUNets
 from .record import DTYPES, device_of, patches_of, precision_of
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ def outline_of(config: SamplingConfig) -> TimeReversalFusionPipeline:
         FileNotFoundError: if a patch folder is no patch.
         ValueError: if a patch does not fit.
     """
-    if config.patches and (Path(config.model).expanduser() / BACKWARD_FOLDER).is_dir():
+    two = (Path(config.model).expanduser() / BACKWARD_FOLDER).is_dir()
+    if config.patches and two:
         raise ValueError(f"{config.model}: has a UNet for either direction, and patches are for models with one.")
     vae_config = load_config(config.model, "vae", revision=config.revision)
     with torch.device("meta"):
         vae = AutoencoderKLTemporalDecoder.from_config(vae_config)
-    pipe = TimeReversalFusionPipeline(vae, None, empty_unet(config.model, revision=config.revision), None, None)
+    unet = empty_unet(config.model, revision=config.revision)
+    pipe = TimeReversalFusionPipeline(vae, None, TwoUNets(unet, unet) if two else unet, None, None)
     _load_patches(pipe, config)
     return pipe
 

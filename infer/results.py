@@ -21,6 +21,9 @@ from .record import RECORD_FILE, precision_of
 if TYPE_CHECKING:
     from ..configs.schema import SamplingConfig
 
+REPLACED_FILE = f".{RECORD_FILE}.replaced"
+"""The record of a result that another one is taking the place of."""
+
 
 def make_folder(output: Path) -> None:
     """Make the folder that results go to.
@@ -62,14 +65,23 @@ def write_result(folder: Path, frames: np.ndarray, fps: float, record: Mapping[s
 def write_into(folder: Path, frames: np.ndarray, fps: float, record: Mapping[str, Any], *, save_frames: bool) -> None:
     """Write a result into a folder that is there.
 
-    Until all of it is written, what was there stays. The record comes last: with it the result is complete.
+    Until all of it is written, what was there stays. The record comes last: with it the result is complete. That of a
+    result that is replaced is hidden first, and goes last.
     """
+    hidden = folder / REPLACED_FILE
     with ExitStack() as parts:  # which take their places in the reverse order
         told = parts.enter_context(replacing(folder / RECORD_FILE))
         told.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if save_frames:
             write_frames(parts.enter_context(replacing(folder / "frames")), frames)
         write_video(parts.enter_context(replacing(folder / "video.mp4")), frames, fps)
-        (folder / RECORD_FILE).unlink(missing_ok=True)
+        if (folder / RECORD_FILE).is_file():
+            (folder / RECORD_FILE).replace(hidden)
         if not save_frames:
             remove(folder / "frames")
+    hidden.unlink(missing_ok=True)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the replacing of a result in a folder was interrupted."""
+    return (folder / REPLACED_FILE).is_file()

@@ -16,7 +16,7 @@ def best_device(asked: str | None = None) -> torch.device:
     Raises:
         ValueError: if the device asked for is not there.
     """
-    if asked is not None:
+    if asked is not None and not (asked == "cuda" and torch.cuda.is_available()):
         try:
             return torch.empty(0, device=asked).device
         except (RuntimeError, AssertionError) as error:

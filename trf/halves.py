@@ -68,7 +68,7 @@ class Halves:
                 own = {name: pair for name, pair in uneven.items() if name in layer.scaling}
                 if hasattr(layer, BACKWARD_LAYER):
                     layer.forward = _by_own_weights(layer, rows)
-                elif own or _is_wider(layer):
+                elif not layer.merged and (own or _is_wider(layer)):  # fused: its weights hold them already
                     layer.forward = _in_parts(layer, own, rows)
                 else:
                     continue
@@ -168,7 +168,6 @@ def _is_wider(layer: Any) -> bool:
     return (
         not torch.is_grad_enabled()
         and bool(names)
-        and not layer.merged  # fused: its weights hold them already
         and layer.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16)
         and all(is_plain(layer, name) for name in names)
     )

@@ -44,7 +44,17 @@ def to_rgb(image: Images) -> Images:
         if image.min() < 0 or image.max() > 1:
             raise ValueError(f"image tensors lie in [0, 1], this one in [{image.min():g}, {image.max():g}].")
         return image
-    return [one.convert("RGB") for one in ([image] if isinstance(image, PIL.Image.Image) else image)]
+    return [as_rgb(one) for one in ([image] if isinstance(image, PIL.Image.Image) else image)]
+
+
+def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image as 8-bit RGB: of 16 bits the high byte, transparent ones laid on black, as frames are padded with."""
+    if image.mode.startswith("I"):
+        image = PIL.Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB")
 
 
 def to_pixels(image: Images) -> Tensor:

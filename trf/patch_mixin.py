@@ -28,7 +28,7 @@ class PatchesMixin:
 
         Args:
             path: patch folder.
-            name: name to address it by; the folder's name by default.
+            name: name to address it by; the folder's name by default. Dots become underscores.
             scale: 1 is the patch as trained, 0 is the base model; a pair is for the forward and the backward half. A
                 number is for the halves the patch is meant for: the backward one if it was trained backward, both
                 otherwise, and of a patch trained in `both` directions each adapter acts on its own half.
@@ -37,7 +37,7 @@ class PatchesMixin:
             FileNotFoundError: if the folder is no patch.
             ValueError: if it does not fit the model, with what differs, or the name is taken.
         """
-        name = (name or Path(path).resolve().name).replace(".", "_")
+        name = _module_name(name or Path(path).resolve().name)
         if isinstance(self.unet, TwoUNets):
             raise ValueError("this model has a UNet for either direction, and patches are for models with one.")
         if any(parameter.is_meta for parameter in self.unet.parameters()):
@@ -55,6 +55,7 @@ class PatchesMixin:
         """
         wanted: dict[str, Scale] = {}
         for name, scale in (scales if isinstance(scales, Mapping) else dict.fromkeys(scales, 1.0)).items():
+            name = _module_name(name)
             card = self.cards.get(name)
             # An adapter may have come with the UNet, without a card.
             wanted |= adapter_scales(card.direction, name, scale) if card else {name: scale}
@@ -76,7 +77,7 @@ class PatchesMixin:
         Raises:
             ValueError: for a patch that is not loaded, or while patches are fused.
         """
-        for name in list(self.cards) if names is None else names:
+        for name in map(_module_name, list(self.cards) if names is None else names):
             card = self.cards.get(name)
             adapters.remove_adapters(self.unet, adapters_of(card.direction, name).values() if card else [name])
             self.cards.pop(name, None)
@@ -151,3 +152,8 @@ class PatchesMixin:
         """What the active patches' cards know of fps and motion for a pair; of several that do, the last one's."""
         known = [card.calibration for name in self.patch_scales if (card := self.cards.get(name))]
         return next((one for one in reversed(known) if one is not None), None)
+
+
+def _module_name(name: str) -> str:
+    """A patch's name as PyTorch can have it among those of modules."""
+    return name.replace(".", "_")

@@ -77,8 +77,9 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
         pipe = super().from_pretrained(location, **{"use_safetensors": True, **kwargs})
         if (Path(location) / BACKWARD_FOLDER).is_dir():
             second = UNetSpatioTemporalConditionModel.from_pretrained(
-                location, subfolder=BACKWARD_FOLDER, dtype=pipe.unet.dtype, use_safetensors=True
-            )
+                location, subfolder=BACKWARD_FOLDER, dtype=pipe.unet.dtype, variant=kwargs.get("variant"),
+                use_safetensors=True,
+            )  # fmt: skip
             pipe.register_modules(unet=TwoUNets(pipe.unet, second))
         return pipe
 
@@ -197,13 +198,11 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}.")
+        self.check_directions(settings, low_memory=low_memory)
         self.check_patches(settings)
         strategy = STRATEGIES[settings.sampler]
         plan = strategy.plan(settings)
-        one_way = any(len(WAYS[iteration.kind]) == 1 for iteration in plan)
-        rotated = strategy.rotated or self.rotated_attention
-        if rotated:
-            self._check_rotation(settings, low_memory=low_memory, one_way=one_way)
+        one_way = _asks_for_one(plan)
         device = self._execution_device
 
         # 2. Noise levels and plan; the scheduler is copied, for it keeps state
@@ -249,7 +248,7 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             patch_schedule=settings.patch_schedule,
             patch_frames=factors_over(settings.patch_frames, {"forward": places, "backward": places.flip(1)}),
             free=strategy.cfg_plus,
-            rotated=rotated,
+            rotated=strategy.rotated or self.rotated_attention,
             rows_per_forward=batch_size if low_memory else None,
         )
 
@@ -285,17 +284,32 @@ class TimeReversalFusionPipeline(PatchesMixin, FilmsMixin, CodecMixin, Diffusion
             disagreement=torch.stack(denoise.disagreements).mean(0) if denoise.disagreements else None,
         )  # fmt: skip
 
-    def _check_rotation(self, settings: SamplerSettings, *, low_memory: bool, one_way: bool) -> None:
-        """Rotated attention needs the rows of both directions in one call of one UNet."""
+    def check_directions(self, settings: SamplerSettings, *, low_memory: bool = False) -> None:
+        """Whether the sampler can have the directions as the model and its patches give them. No weights are needed.
+
+        Raises:
+            ValueError: if rotated attention cannot have the rows of both directions in one call of one UNet, or
+                `patch_frames` not the one UNet.
+        """
+        if settings.patch_frames and isinstance(self.unet, TwoUNets):
+            raise ValueError("patch_frames is for models with one UNet, and this one has two.")
+        strategy = STRATEGIES[settings.sampler]
+        if not strategy.rotated and not self.rotated_attention:
+            return
         if isinstance(self.unet, TwoUNets):
             raise ValueError("rotated attention needs one UNet for both directions, and this model has two.")
         if low_memory:
             raise ValueError("rotated attention needs both directions in one UNet call; no low_memory.")
-        if one_way:
+        if _asks_for_one(strategy.plan(settings)):
             raise ValueError(
                 f"rotated attention needs both directions in one UNet call, and sampler={settings.sampler!r} asks for "
                 "one at a time; choose trf++, trf or gi, or another patch."
             )
+
+
+def _asks_for_one(plan: Sequence[Iteration]) -> bool:
+    """Whether a plan has iterations of one direction alone."""
+    return any(len(WAYS[iteration.kind]) == 1 for iteration in plan)
 
 
 def _of_pairs(name: str, value: float | Sequence[float] | None, num_pairs: int) -> Sequence[float | None]:

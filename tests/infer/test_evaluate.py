@@ -17,6 +17,10 @@ from trfpp.infer.evaluate import evaluate, table
 from trfpp.infer.metrics import inner_psnr
 from trfpp.trf.base import load_component
 
+CALIBRATION = {
+    "clips": 40, "nearest": (-7.0, -7.0), "farthest": (5.0, 0.0), "way": (1.0, 0.1, 0.0), "way_explained": 0.5,
+    "fps": (2.0, 0.0, 0.0), "fps_explained": 0.0,
+}  # fmt: skip
 SMALL = SamplerOverrides(height=32, width=32, num_inference_steps=2)
 FRAMES = 4
 
@@ -193,6 +197,29 @@ def test_an_evaluation_goes_on_where_it_stopped(settings, monkeypatch):
     assert len(rows(config.output)) == 4
 
 
+def test_the_sheet_has_the_pairs_of_the_go_that_had_more(settings, monkeypatch):
+    measure, left = evaluating.measure, []
+
+    def shown(before_interrupt):
+        """How wide the sheet is if so many pairs are measured, and the rest when it goes on."""
+        left[:] = [1] * before_interrupt
+        config = settings(batch=1, baseline="cross_fade", output=settings().output / str(before_interrupt))
+        with monkeypatch.context() as stopped:
+            stopped.setattr(evaluating, "measure", interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(config)
+        evaluate(config)
+        return Image.open(config.output / "sheet.png").width
+
+    def interrupting(*args, **kwargs):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return measure(*args, **kwargs)
+
+    assert shown(1) == shown(3) > shown(2)
+
+
 def test_which_of_several_devices_decides_nothing(settings):
     evaluate(settings(pairs=1, device="cpu:0"))
     assert evaluate(settings(pairs=2))["settings"]["device"] == "cpu"
@@ -266,6 +293,19 @@ def test_unreadable_pairs_are_reported_and_the_rest_goes_on(settings, tmp_path):
         evaluate(config)
     assert list(rows(config.output)) == ["good"]
     assert json.loads((config.output / "summary.json").read_text())["pairs"] == 1
+
+
+def test_what_cannot_be_seen_is_not_measured_and_the_rest_goes_on(settings, make_patch, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (2, FRAMES, 32, 32, 3), dtype=np.uint8)
+    manifest = write_pairs(tmp_path / "pairs", dict(zip(("bad", "good"), frames)))
+    (tmp_path / "pairs" / "bad" / "start.png").write_bytes(b"")
+    patch = make_patch(calibration=CALIBRATION)
+    auto = SMALL.model_copy(update={"motion_bucket_id": "auto"})
+    for changes in ({"patches": [patch], "sampler": auto}, {"baseline": "cross_fade"}):
+        config = settings(data=manifest, output=tmp_path / str(len(changes)), **changes)
+        with pytest.raises(ValueError, match=r"1 of 2 pairs could not be measured:\n  bad: .*start\.png"):
+            evaluate(config)
+        assert list(rows(config.output)) == ["good"]
 
 
 def test_a_later_pair_that_was_told_otherwise_is_noticed(settings, tmp_path):

@@ -1,10 +1,12 @@
 """Films to files: what is written, that the record repeats it to the bit, what is kept, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import UNetSpatioTemporalConditionModel
 from PIL import Image
 
 from trfpp.__main__ import main
@@ -125,6 +127,27 @@ def test_an_interrupt_while_a_film_is_written_leaves_no_half(settings, monkeypat
     assert sorted(path.name for path in config.output.iterdir()) == ["generation.json", "video.mp4"]
 
 
+def test_a_film_whose_replacing_was_interrupted_is_made_again(settings, monkeypatch):
+    """Also in the short time in which its parts take their places, and it has no record."""
+    config = settings(seed=1, overwrite=True)
+    film(settings())
+    with monkeypatch.context() as stopped:
+        rename = os.replace
+
+        def interrupted(source, target):
+            rename(source, target)
+            if Path(target).name == "video.mp4":
+                raise KeyboardInterrupt
+
+        stopped.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            film(config)
+    assert not (config.output / "generation.json").exists()
+    assert film(settings(seed=1))
+    assert sorted(path.name for path in config.output.iterdir()) == ["frames", "generation.json", "video.mp4"]
+    assert json.loads((config.output / "generation.json").read_text(encoding="utf-8"))["config"]["seed"] == 1
+
+
 def test_what_a_killed_process_left_hidden_is_nothing_else(settings):
     settings().output.mkdir()
     (settings().output / ".video.elsewhere.5.tmp.mp4").write_text("half")
@@ -154,6 +177,24 @@ def test_the_plan_counts_passes_and_calls(settings):
     film(settings(times=[0, 2, 30]))
     record = json.loads((settings().output / "generation.json").read_text(encoding="utf-8"))
     assert record["unet_calls"] == made
+
+
+@pytest.mark.parametrize(("closed", "seen"), [(False, 8), (True, 6)])
+def test_the_plan_says_how_many_frames_a_call_sees(settings, closed, seen, monkeypatch):
+    """Of a film shorter than a window: of an open one the call sees a whole window, of a closed one all around."""
+    sampler = SMALL.model_copy(update={"num_frames": 8})
+    around = {"closed": True, "frames": 5} if closed else {}
+    config, sizes = settings(times=[0, 1, 3], sampler=sampler, **around), set()
+    assert plan(config).endswith(f"UNet calls of {seen} frames")
+    predict = UNetSpatioTemporalConditionModel.forward
+
+    def watched(unet, sample, *args, **kwargs):
+        sizes.add(sample.shape[1])
+        return predict(unet, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNetSpatioTemporalConditionModel, "forward", watched)
+    film(config)
+    assert sizes == {seen}
 
 
 @pytest.mark.parametrize(

@@ -524,7 +524,7 @@ def test_each_process_of_a_launcher_takes_a_gpu_of_its_own(monkeypatch):
     assert best_device() == torch.device("cuda")
     for rank, index in (("0", 0), ("3", 3), ("6", 2)):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        assert best_device() == torch.device("cuda", index)
+        assert best_device() == best_device("cuda") == torch.device("cuda", index)
     assert best_device("cpu") == torch.device("cpu")
 
 
@@ -629,7 +629,7 @@ def test_the_plan_says_what_would_happen_and_writes_nothing(settings, make_patch
     assert plan(config).count(": there already") == 2
 
 
-def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch, tmp_path):
+def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch, tiny_model, tmp_path):
     with pytest.raises(ValueError, match="block_out_channels"):
         generate(settings(model="miniature", patches=[make_patch()]))
     with pytest.raises(FileNotFoundError, match="not a patch"):
@@ -647,6 +647,16 @@ def test_what_cannot_work_is_said_before_weights_are_loaded(settings, make_patch
         generate(settings(device="cuda:9"))
     with pytest.raises(ValueError, match="height=33"):
         plan(settings(sampler=SMALL.model_copy(update={"height": 33})))
+    with pytest.raises(ValueError, match="both directions in one UNet call; no low_memory"):
+        plan(settings(sampler=SMALL.model_copy(update={"sampler": "gi"}), low_memory=True))
+    rotated = make_patch("rotated", direction="backward", rotated_attention=True)
+    with pytest.raises(ValueError, match="sampler='vibid' asks for one at a time"):
+        plan(settings(sampler=SMALL.model_copy(update={"sampler": "vibid"}), patches=[rotated]))
+    two = shutil.copytree(tiny_model, tmp_path / "two")
+    shutil.copytree(two / "unet", two / "unet_backward")
+    for told, said in (({"sampler": "gi"}, "this model has two"), ({"patch_frames": [(0.0, 1.0)]}, "this one has two")):
+        with pytest.raises(ValueError, match=said):
+            plan(settings(model=str(two), sampler=SMALL.model_copy(update=told)))
     assert not settings().output.exists()
 
 

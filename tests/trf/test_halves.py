@@ -328,11 +328,32 @@ def test_any_scales_are_fused(unet, rows, make_patch):
     load_patch(unet, make_patch("one", seed=1, targets="motion", direction="backward"), "one")
     load_patch(unet, make_patch("two", seed=2), "two", (0.5, 1.5))
     load_patch(unet, make_patch("three", seed=3, targets="spatial"), "three", 0.7)
+    fused_and_back(unet, rows)
+
+
+def fused_and_back(unet, rows):
     live = halved(unet, rows)
     fuse(unet)
     assert relative(halved(unet, rows), live) < 1e-5
     unfuse(unet)
     assert relative(halved(unet, rows), live) < 1e-5
+
+
+@torch.no_grad()
+def test_fused_beside_one_at_scale_zero_a_patch_acts_once(unet, rows, make_patch):
+    """That one is left out of the layer's weights, and of what is done beside them."""
+    load_patch(unet, make_patch("one", seed=1), "one")
+    load_patch(unet, make_patch("two", seed=2), "two", 0.0)
+    fused_and_back(unet, rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kinds", [("lora", "dora"), ("dora", "lora"), ("dora", "dora")])
+def test_kinds_on_one_layer_are_fused(unet, rows, make_patch, kinds):
+    """A DoRA's norm is that of the base, whatever else was added to it."""
+    for number, kind in enumerate(kinds):
+        load_patch(unet, make_patch(f"patch{number}", seed=number, kind=kind), f"patch{number}")
+    fused_and_back(unet, rows)
 
 
 @torch.no_grad()

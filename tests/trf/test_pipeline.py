@@ -13,6 +13,7 @@ from trfpp import TimeReversalFusionPipeline
 from trfpp.trf.adapters import active_scales, add_adapter, inject, lora_layers
 from trfpp.trf.attention import rotated_attention
 from trfpp.trf.base import load_component
+from trfpp.trf.images import as_rgb
 from trfpp.trf.settings import SamplerSettings
 
 SMALL = {
@@ -252,6 +253,11 @@ def test_scales_are_for_the_halves_a_patch_is_meant_for(clean, make_patch):
     assert clean.recommended["fps"] == 9
     clean.set_patches(["a backward patch", "a both patch"])
     assert clean.patch_scales == {"a backward patch": (0, 1), "a both patch": (1, 1)}
+    clean.load_patch(folders["either"], "v1.5")
+    clean.set_patches({"v1.5": 0.5})
+    assert clean.patch_scales == {"v1_5": (0.5, 0.5)}
+    clean.unload_patches(["v1.5"])
+    clean.set_patches(["a backward patch", "a both patch"])
     live = latents(clean, picture(0), picture(1), generator=seeded(0))
     clean.fuse_patches()
     assert clean.patch_scales == {"a backward patch": (0, 1), "a both patch": (1, 1)}
@@ -393,6 +399,14 @@ def test_images_of_any_mode_are_taken_as_rgb(pipe):
     for mode in ("P", "RGBA"):
         image = colours if mode == "P" else colours.convert("RGBA")
         assert torch.equal(latents(pipe, image, picture(1), generator=seeded(0)), expected)
+    clear = picture(0).convert("RGBA")
+    clear.putalpha(picture(1).convert("L"))
+    levels = np.asarray(picture(0).convert("L"))
+    deep = PIL.Image.fromarray(levels.astype(np.uint16) << 8)
+    dark = PIL.Image.composite(picture(0), PIL.Image.new("RGB", picture(0).size), picture(1).convert("L"))
+    for image, plain in ((clear, dark), (deep, PIL.Image.fromarray(levels))):
+        one, other = (np.asarray(as_rgb(each), dtype=float) for each in (image, plain))
+        assert np.abs(one - other).max() <= 1
     grey = picture(0).convert("L")
     one = latents(pipe, grey, picture(1), generator=seeded(0))
     assert torch.equal(one, latents(pipe, grey.convert("RGB"), picture(1), generator=seeded(0)))

@@ -89,6 +89,13 @@ def test_the_pipeline_samples_each_half_with_its_own(tiny_model, unets, tmp_path
     assert float((other - one).norm() / one.norm()) > 0.01
 
 
+def test_a_variant_is_that_of_both(tiny_model, tmp_path):
+    pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    pipe.unet.save_pretrained(tmp_path / BACKWARD_FOLDER, variant="fp16")
+    assert isinstance(TimeReversalFusionPipeline.from_pretrained(tmp_path, variant="fp16").unet, TwoUNets)
+
+
 def test_patches_are_for_one_unet(tiny_model, unets, make_patch):
     pipe = TimeReversalFusionPipeline.from_pretrained(tiny_model)
     pipe.register_modules(unet=TwoUNets(*unets))
