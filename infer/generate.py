@@ -245,7 +245,8 @@ def _sample(pipe: TimeReversalFusionPipeline, config: InferConfig, batch: Sequen
     first = batch[0].settings
     size = (first.height, first.width, config.fit)
     failure = None
-    pipe.set_progress_bar_config(desc=batch[0].pair.id if len(batch) == 1 else f"{len(batch)} pairs", leave=False)
+    name = batch[0].pair.id if len(batch) == 1 else f"{len(batch)} pairs"
+    pipe.set_progress_bar_config(desc=name, leave=False, disable=None)
     try:
         result = pipe(
             [fit_image(load_image(job.pair.start), *size) for job in batch],

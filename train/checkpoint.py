@@ -104,7 +104,7 @@ def save_checkpoint(
     target = folder / f"step-{step:06d}"
     for leftover in folder.glob(".step-*"):  # of a run that was killed while it saved
         remove(leftover)
-    with replacing(target) as beside:
+    with replacing(target, settled=True) as beside:
         beside.mkdir()
         write_patch_files(beside, content.patch, card)
         if content.average:

@@ -155,7 +155,7 @@ def _save(
     tensors |= {f"sum.{key}": value.cpu() for key, value in sums.items()}
     for name, values in (("weight", parameters), ("average", average)):
         tensors |= {f"{name}.{number}": value.detach().cpu().contiguous() for number, value in enumerate(values)}
-    with replacing(file) as beside:
+    with replacing(file, settled=True) as beside:
         save_file(tensors, beside, {"step": str(step), "began": str(began)})
 
 

@@ -179,7 +179,7 @@ def patch_files(unet: Any, direction: Direction, name: str = "default") -> Patch
 
 def save_patch(folder: Path, files: PatchFiles, card: PatchCard) -> None:
     """Write a patch and its card as a patch folder; one already there is replaced at the end."""
-    with replacing(folder) as beside:
+    with replacing(folder, settled=True) as beside:
         beside.mkdir()
         write_patch_files(beside, files, card)
 

@@ -17,11 +17,16 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, settled: bool = False) -> Iterator[Path]:
     """A hidden name beside `path` to write a file or folder to; it takes `path`'s place when the block ends well.
 
     If the block fails or is interrupted, what it wrote is removed and `path` stays as it was. A folder that is replaced
     is moved aside first and removed last, so that a whole one is there at any time but for the instant of two renames.
+
+    Args:
+        path: the file or folder.
+        settled: have all of it on the disk before it takes its place, and its name after: a power failure can leave a
+            name without what it names. For what older copies are deleted for; it waits for the disk once a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several hosts may share the folder, and each knows its own processes only. The suffix stays: writers choose the
@@ -36,12 +41,13 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         _share(beside)
-        for one in (beside, *beside.rglob("*")):
+        for one in (beside, *beside.rglob("*")) if settled else ():
             _settle(one)
         if path.is_dir():
             os.rename(path, old)
         os.replace(beside, path)
-        _settle(path.parent)
+        if settled:
+            _settle(path.parent)
     finally:
         if old.is_dir() and not path.exists():  # interrupted between the two
             os.rename(old, path)
@@ -57,7 +63,7 @@ def _share(path: Path) -> None:
 
 
 def _settle(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk: after a power failure a name may be there without it."""
+    """Have a file, or a folder's list of names, on the disk."""
     folder = path.is_dir()
     with suppress(OSError) if folder else nullcontext():  # not every system does so with folders
         handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)

@@ -52,7 +52,7 @@ def test_what_is_in_it_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: done.append(Path(f"/proc/self/fd/{handle}").readlink().name))
     rename = os.replace
     monkeypatch.setattr(os, "replace", lambda *paths: done.append("renamed") or rename(*paths))
-    with replacing(tmp_path / "patch") as beside:
+    with replacing(tmp_path / "patch", settled=True) as beside:
         (beside / "forward").mkdir(parents=True)
         (beside / "forward" / "weights").write_text("all")
     names = [beside.name, "forward", "weights"]
