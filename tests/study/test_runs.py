@@ -23,6 +23,7 @@ from trfpp.study.runs import listing
 from trfpp.study.work import attempt, done_in, perform
 from trfpp.train.loop import Stopped
 from trfpp.trf.patch import read_card
+from trfpp.trf.sole import sole
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +179,14 @@ def test_a_signal_ends_the_study_and_not_a_run(settings, do, tmp_path, monkeypat
     assert stopped.value.args == (15,)
     (line,) = read_log(tmp_path / "out")  # its time counts, though it is neither done nor failed
     assert line.keys() == {"name", "kind", "seconds", "expected"}
+
+
+def test_a_study_has_one_process_and_any_may_report(settings, do, tmp_path):
+    with sole(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another process is at it"):
+            do(settings("smoke", tmp_path / "out"))
+        do(settings("smoke", tmp_path / "out", "hours=0"))
+    assert (tmp_path / "out" / "report" / "report.md").is_file()
 
 
 def test_a_line_cut_off_by_a_full_disk_is_left_out(finished, tmp_path):
