@@ -210,10 +210,13 @@ def uneven_scales(unet: Any) -> dict[str, tuple[float, float]]:
 def active_scales(unet: Any) -> dict[str, Scale]:
     """The active adapters and their scales, a pair where the halves differ."""
     scales: dict[str, Scale] = {}
+    names = adapter_names(unet)
     for _, layer in lora_layers(unet):
         for name in set(layer.active_adapters) & set(layer.scaling) - set(scales):
             scales[name] = layer.scaling[name] / _unit_scaling(layer, name)
-    return {name: scales[name] for name in adapter_names(unet) if name in scales} | uneven_scales(unet)
+        if len(scales) == len(names):  # most often after the first layer
+            break
+    return {name: scales[name] for name in names if name in scales} | uneven_scales(unet)
 
 
 def _unit_scaling(layer: Any, name: str) -> float:
