@@ -35,8 +35,10 @@ def replacing(path: Path, *, settled: bool = False) -> Iterator[Path]:
     beside, old = (path.with_name(f"{host}{os.getpid()}.{kind}{path.suffix}") for kind in ("tmp", "old"))
     ours = re.compile(rf"{re.escape(host)}(\d+)\.(tmp|old){re.escape(path.suffix)}")
     for other in path.parent.iterdir():
-        if (name := ours.fullmatch(other.name)) and not psutil.pid_exists(int(name[1])):
-            remove(other)  # of a process that was killed
+        if (name := ours.fullmatch(other.name)) and not psutil.pid_exists(int(name[1])):  # of one that was killed
+            if name[2] == "old" and not path.exists():
+                os.rename(other, path)
+            remove(other)
     remove(beside)
     try:
         yield beside

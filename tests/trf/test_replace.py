@@ -99,6 +99,16 @@ def test_what_a_killed_process_left_goes_if_it_ran_here(tmp_path, monkeypatch, e
     assert [leftover.exists() for leftover in leftovers] == [elsewhere, elsewhere]
 
 
+def test_a_folder_that_a_killed_process_had_moved_aside_comes_back(tmp_path):
+    aside = tmp_path / f".patch.{socket.gethostname()}.{GONE}.old"
+    aside.mkdir()
+    (aside / "weights").write_text("old")
+    with pytest.raises(OSError, match="full"), replacing(tmp_path / "patch"):
+        raise OSError("the disk is full")
+    assert (tmp_path / "patch" / "weights").read_text() == "old"
+    assert not aside.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "other"), [("clip.mp4", f"clip.{GONE}.mp4"), ("clip", "clip.v2"), ("clip", f"clip.{GONE}")]
 )
