@@ -237,7 +237,7 @@ def test_a_result_at_a_pair_of_scales_is_known_again(settings, make_patch, capsy
     generate(config)
     capsys.readouterr()
     generate(config)
-    assert "another" not in capsys.readouterr().out
+    assert "made with another" not in capsys.readouterr().out
     generate(config.model_copy(update={"scales": [(1.0, 0.25)]}))
     assert "made with another scales; see overwrite=true" in capsys.readouterr().out
 
@@ -334,13 +334,13 @@ def test_a_result_is_kept_unless_overwritten(settings, capsys):
     before = frames(folder)
     capsys.readouterr()
     assert generate(settings()) == [folder]
-    assert "another" not in capsys.readouterr().out
+    assert "made with another" not in capsys.readouterr().out
     about = record(folder)
     del about["config"]["sampler"]["patch_schedule"]  # as a record from before there was such a setting
     (folder / "generation.json").write_text(json.dumps(about))
     stamp = (folder / "generation.json").stat().st_mtime_ns
     assert generate(settings()) == [folder]
-    assert "another" not in capsys.readouterr().out
+    assert "made with another" not in capsys.readouterr().out
     assert generate(settings(seed=1)) == [folder]
     assert "made with another seed; see overwrite=true" in capsys.readouterr().out
     assert (folder / "generation.json").stat().st_mtime_ns == stamp
@@ -369,7 +369,7 @@ def test_which_of_several_devices_decides_nothing(settings, capsys):
     (folder,) = generate(settings(device="cpu:0"))
     assert record(folder)["config"]["device"] == "cpu"
     generate(settings())
-    assert "another" not in capsys.readouterr().out
+    assert "made with another" not in capsys.readouterr().out
 
 
 def test_bad_pairs_are_reported_and_the_rest_goes_on(settings, images, capsys):
